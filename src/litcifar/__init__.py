@@ -1,0 +1,3 @@
+"""litcifar: train small image classifiers on CIFAR-10 with PyTorch Lightning and Hydra."""
+
+__version__ = "0.1.0"

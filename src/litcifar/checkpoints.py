@@ -1,0 +1,71 @@
+"""Checkpoints: finding them, reading them without running code, and making the model and its data from them alone."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litcifar.config import TrainConfig, build, check
+from litcifar.data import ImageDataModule
+from litcifar.errors import CheckpointError, ConfigError
+from litcifar.models import ImageClassifier
+
+FORMAT_VERSION = 1
+
+
+def find(path: str, name: str) -> Path:
+    """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
+    found = Path(path).expanduser()
+    if found.is_dir():
+        found = found / name
+    if found.is_file():
+        return found
+    near = sorted(p for p in found.parent.glob("*.ckpt")) if found.parent.is_dir() else []
+    there = f"there are {', '.join(map(str, near))}" if near else "give a run's folder, or a checkpoint in it"
+    raise CheckpointError(f"no checkpoint '{found}' - {there}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint's content; CheckpointError if it is damaged, holds code, or is not one of litcifar's."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"'{path}' is no checkpoint, or holds code, which is not run - use another file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"'{path}' ({path.stat().st_size:,} bytes) is damaged - use another file") from error
+    known = checkpoint.get("litcifar") if isinstance(checkpoint, dict) else None
+    if not isinstance(known, dict) or "config" not in known:
+        raise CheckpointError(f"'{path}' was not written by litcifar-train - use one that was")
+    if known["format_version"] > FORMAT_VERSION:
+        needed = known["versions"]["litcifar"]
+        raise CheckpointError(f"'{path}' is from a newer litcifar - install version {needed} or later")
+    return checkpoint
+
+
+def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
+    """The configuration that a checkpoint was trained with; CheckpointError if this version cannot run it."""
+    try:
+        return check(checkpoint["litcifar"]["config"], TrainConfig)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's configuration: {error}") from error
+
+
+def model_of(checkpoint: dict[str, Any]) -> ImageClassifier:
+    """The trained network, on the CPU, in evaluation mode."""
+    spec = {"_target_": checkpoint["litcifar"]["config"]["model"]["_target_"], **checkpoint["hyper_parameters"]}
+    try:
+        model = build(spec, ImageClassifier)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint does not fit its own network: {str(error).splitlines()[0]}") from error
+    model.on_load_checkpoint(checkpoint)
+    return model.eval()
+
+
+def data_of(config: TrainConfig) -> ImageDataModule:
+    """The data set of a configuration; nothing is read yet."""
+    spec = config.data.model_dump(by_alias=True, exclude={"fallback"})
+    return build(spec, ImageDataModule, augment=config.augment.model_dump(), seed=config.seed)

@@ -1,0 +1,298 @@
+"""Where the configuration is, what may stand in it, and how a `_target_` becomes an object.
+
+Nothing here imports torch: a mistake on the command line is answered before seconds of imports.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from litcifar.errors import ConfigError
+
+TRUSTED = ("litcifar.", "torch.optim.", "lightning.pytorch.loggers.")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+
+
+class Node(BaseModel):
+    """A part of the configuration: unknown keys, other types, infinities and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class DataConfig(Node):
+    batch_size: Count
+    eval_batch_size: Count
+    val_size: Count
+    split_seed: Annotated[int, Field(ge=0)] | None
+    classes: Annotated[list[str], Field(min_length=2)] | None
+    shuffle: bool
+    drop_last: bool
+    num_workers: Annotated[int, Field(ge=0)]
+
+
+class CIFAR10Config(DataConfig):
+    target: Literal["litcifar.data.CIFAR10DataModule"] = Field(alias="_target_")
+    root: str
+    verify: bool
+    mirrors: list[str]
+    download_seconds: Positive
+    fallback: Literal["shapes"] | None
+
+
+class ShapesConfig(DataConfig):
+    target: Literal["litcifar.data.ShapesDataModule"] = Field(alias="_target_")
+
+
+class ImageFolderConfig(DataConfig):
+    target: Literal["litcifar.data.ImageFolderDataModule"] = Field(alias="_target_")
+    root: str
+    image_size: Annotated[int, Field(ge=4)]
+
+
+class ModelConfig(Node):
+    init: Literal["default", "fan_in", "he", "glorot"]
+    activation: Activation
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    label_smoothing: Share
+    l1: NonNegative
+    loss_reduction: Literal["mean", "sum"]
+
+
+class MLPConfig(ModelConfig):
+    target: Literal["litcifar.models.MLP"] = Field(alias="_target_")
+    hidden: list[Count]
+    batch_norm: bool
+    dropout: Share
+
+
+class ConvPoolConfig(ModelConfig):
+    target: Literal["litcifar.models.ConvPool"] = Field(alias="_target_")
+    init: Literal["default", "fan_in", "he", "glorot", "dirac"]  # type: ignore[assignment]
+    widths: Annotated[list[Count], Field(min_length=1)]
+    convs: Count | list[Count]
+    kernel_size: Count | list[Count]
+    padding: Literal["same", "valid"]
+    conv_bias: bool
+    norm: Literal["none", "conv", "activation", "pool"]
+    norm_scale: bool
+    norm_momentum: Share
+    norm_eps: Positive
+    pool: Literal["max", "average", "sum", "none"]
+    pool_size: Count
+    pool_position: Literal["block", "first_conv"]
+    dropout: Share | list[Share]
+    residual: bool
+    stem: Literal["none", "whitened"]
+    stem_activation: Activation
+    global_pool: Literal["none", "max", "average"]
+    head: list[Count]
+    head_dropout: Share
+    head_bias: bool
+    logit_scale: Positive
+
+
+class OptimConfig(Node):
+    """Any optimizer of torch.optim; keyword arguments beyond these are checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Annotated[str, Field(pattern=r"^torch\.optim\.\w+$")] = Field(alias="_target_")
+    lr: Positive
+
+
+class SchedulerConfig(Node):
+    """Any scheduler of torch.optim.lr_scheduler; the rest is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Annotated[str, Field(pattern=r"^torch\.optim\.lr_scheduler\.\w+$")] = Field(alias="_target_")
+    interval: Literal["step", "epoch"]
+    monitor: Literal["train/acc", "train/loss", "val/acc", "val/loss"] | None = None
+
+
+class AugmentConfig(Node):
+    flip: Literal["none", "random", "alternating"]
+    translate: Annotated[int, Field(ge=0)]
+    padding: Literal["reflect", "zero"]
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    cutout: Annotated[int, Field(ge=0)]
+    mixup: NonNegative
+    cutmix: NonNegative
+
+
+class LoggerConfig(Node):
+    model_config = ConfigDict(extra="allow")
+
+    target: Annotated[str, Field(pattern=r"^lightning\.pytorch\.loggers\.\w+$")] = Field(alias="_target_")
+
+
+class TrainerConfig(Node):
+    """Keyword arguments of `lightning.Trainer`, but for those that litcifar itself fills in."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Literal[1]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+    max_epochs: Count
+    min_epochs: Count | None
+    max_steps: Literal[-1] | Count
+    max_time: str | dict[str, int] | None
+    limit_train_batches: BatchLimit | None
+    limit_val_batches: BatchLimit | None
+    limit_test_batches: BatchLimit | None
+    overfit_batches: Annotated[int, Field(ge=0)] | Share
+    check_val_every_n_epoch: Count
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)]
+    accumulate_grad_batches: Count
+    gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    deterministic: bool | Literal["warn"]
+    benchmark: bool | None
+    detect_anomaly: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    enable_progress_bar: bool
+
+
+class TrainConfig(Node):
+    """The whole of `conf/train.yaml` with its groups."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    test: bool
+    resume: str | None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: Count | None
+    data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
+    model: MLPConfig | ConvPoolConfig = Field(discriminator="target")
+    optim: OptimConfig
+    scheduler: SchedulerConfig | None
+    augment: AugmentConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig | None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.trainer.min_epochs and self.trainer.min_epochs > self.trainer.max_epochs:
+            raise ValueError("trainer.min_epochs is larger than trainer.max_epochs")
+        return self
+
+
+class EvaluateConfig(Node):
+    """The whole of `conf/evaluate.yaml`."""
+
+    class Data(Node):
+        root: str | None
+        verify: bool | None
+        num_workers: Annotated[int, Field(ge=0)] | None
+
+    ckpt: str
+    split: Literal["val", "test", "both"]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    data: Data
+
+
+class CompareConfig(Node):
+    """The whole of `conf/compare.yaml`."""
+
+    folders: Annotated[list[str], Field(min_length=1)]
+    csv: str | None
+
+
+Config = TypeVar("Config", bound=Node)
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def check(config: Mapping[str, Any], schema: type[Config]) -> Config:
+    """The checked configuration; ConfigError names each key that is unknown, of a wrong type or out of range."""
+    try:
+        return schema.model_validate(config)
+    except ValidationError as error:
+        problems = [_problem(dict(detail), config) for detail in error.errors(include_url=False)]
+    raise ConfigError("; ".join(dict.fromkeys(problems)))
+
+
+def plain(config: Node) -> dict[str, Any]:
+    """The configuration as dicts, lists, strings and numbers, which a checkpoint may hold."""
+    return config.model_dump(by_alias=True)
+
+
+Built = TypeVar("Built")
+
+
+def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) -> Built:
+    """An object of the class that `spec["_target_"]` names, which must be a `base`, from the other items of `spec`.
+
+    A `_target_` may come from a stranger's checkpoint, where it is code to run: hence the short list of trusted
+    packages, and the check that it names a subclass of what belongs there.
+    """
+    options = dict(spec)
+    path = str(options.pop("_target_"))
+    module, _, name = path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name) if path.startswith(TRUSTED) else None
+    except (ImportError, AttributeError):
+        target = None
+    if not (isinstance(target, type) and issubclass(target, base)):
+        raise ConfigError(f"_target_={path} is no {base.__name__} of {', '.join(TRUSTED)} - correct its name")
+    try:
+        inspect.signature(target).bind(*args, **options, **extra)
+        return target(*args, **options, **extra)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to do about an unknown word: the known one that it resembles, or all of them."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1) or [w for w in words if w.split(".")[-1] == word][:1]
+    return f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(words)}"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
+    items: dict[str, Any] = {}
+    for key, value in config.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return items
+
+
+def _problem(detail: dict[str, Any], config: Mapping[str, Any]) -> str:
+    """One of pydantic's complaints, in the words of the command line."""
+    # A union's or a discriminator's own tags stand in `loc` too; what is no key of the configuration is left out.
+    keys: list[str] = []
+    here: Any = config
+    parent: Any = config
+    for step in detail["loc"]:
+        if isinstance(here, Mapping) and step in here:
+            parent, here = here, here[step]
+        elif isinstance(here, list) and isinstance(step, int):
+            here = here[step]
+        elif detail["type"] != "missing" or step != detail["loc"][-1]:
+            continue
+        keys.append(str(step))
+    name = ".".join(keys)
+    if detail["type"] == "missing":
+        return f"'{name}' is missing - give it a value"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{name}' - {suggestion(keys[-1], parent.keys() - {keys[-1]})}"
+    if detail["type"] == "union_tag_invalid":
+        expected = str(detail.get("ctx", {}).get("expected_tags", ""))
+        return f"{name}._target_={detail['ctx']['tag']} is not one of {expected} - choose one of them"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{name}={here} - {message[0].lower()}{message[1:]}" if name else message

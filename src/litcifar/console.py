@@ -1,0 +1,34 @@
+"""What a user sees: one way to print, and silence about what no user can change."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+
+def console() -> Console:
+    """Standard output; lines are not cut to 80 columns where it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+
+
+def short(path: Path) -> str:
+    """The path as one would type it: relative where it lies below the working folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def quiet() -> None:
+    """Silences Lightning's tips, and warnings that ask a litcifar user for nothing."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*is deprecated",  # torch's pytree, at every fit
+        "Precision .* is not supported by the model summary",  # which says sizes in MB; litcifar's does not
+        ".*does not have many workers",  # the images are in memory
+        ".*your dataloader is not resumable",  # its order is a function of seed and epoch: it goes on where it stopped
+        "Checkpoint directory .* exists and is not empty",  # of a resumed run
+        "The number of training batches",  # log_every_n_steps: litcifar logs once an epoch
+    ):
+        warnings.filterwarnings("ignore", message)

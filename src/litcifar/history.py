@@ -1,0 +1,95 @@
+"""The history of a run: one row an epoch, in metrics.csv, on the screen and inside the checkpoints."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from rich.console import Console
+
+COLUMNS = ("epoch", "step", "lr", "train/acc", "train/loss", "val/acc", "val/loss", "seconds", "images_per_second")
+
+
+class History(Checkpoint):
+    """Collects each epoch's metrics, when all of them are known.
+
+    A `Checkpoint`, so that Lightning calls it after the model's own `on_train_epoch_end`, and before the checkpoint
+    callbacks that stand behind it. It travels in the checkpoints: a resumed run goes on with exactly the rows that
+    its checkpoint knows. `epoch` counts from 1; `seconds` and `images_per_second` are of the training batches alone.
+    """
+
+    def __init__(self, csv_path: Path, console: Console) -> None:
+        self.csv_path = csv_path
+        self.console = console
+        self.rows: list[dict[str, float]] = []
+        self._epoch_start = self._train_end = 0.0
+        self._images = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The first row with the highest validation accuracy: the epoch of best.ckpt."""
+        return max((row for row in self.rows if "val/acc" in row), key=lambda row: row["val/acc"], default=None)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._images = 0
+        self._epoch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[1])
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._train_end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._images:  # resumed after an epoch's last step: nothing was trained
+            return
+        seconds = self._train_end - self._epoch_start
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **{name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS},
+            "seconds": seconds,
+            "images_per_second": self._images / seconds,
+        }
+        self.rows.append(row)
+        self.write()
+        self.console.print(self._line(row, trainer.max_epochs or 0))
+
+    def write(self) -> None:
+        """Writes metrics.csv."""
+        with self.csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _line(self, row: dict[str, float], epochs: int) -> str:
+        parts = [f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"]
+        for split in ("train", "val"):
+            if f"{split}/acc" in row:
+                parts.append(f"{split} {100 * row[f'{split}/acc']:5.2f} % (loss {row[f'{split}/loss']:.4f})")
+        if self.best:
+            parts.append(f"best {100 * self.best['val/acc']:5.2f} %")
+        parts.append(f"{row['images_per_second']:,.0f} images/s")
+        per_epoch = (time.perf_counter() - self._epoch_start) * (epochs - row["epoch"])
+        parts.append(f"{duration(per_epoch)} left")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,332 @@
+"""One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
+
+import json
+import os
+import platform
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks.progress import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from litcifar import checkpoints, figures
+from litcifar.config import ShapesConfig, TrainConfig, build, check, flat, plain
+from litcifar.console import console as make_console
+from litcifar.console import quiet, short
+from litcifar.data import CIFAR10DataModule, ImageDataModule
+from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, MachineError
+from litcifar.evaluation import evaluate_model
+from litcifar.history import History, duration
+from litcifar.models import MLP, ImageClassifier
+
+PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
+
+
+def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Trains, keeps the epoch with the best validation accuracy, tests it once, and returns what metrics.json holds.
+
+    Where `run_dir` or `config.resume` has an interrupted run, it goes on; a finished one is returned as it is.
+    changed: the keys of `config` that were asked for, which a resumed run may differ in.
+
+    Raises ConfigError, DataError, CheckpointError, DivergedError, MachineError, and Interrupted on a signal.
+    """
+    console = make_console()
+    quiet()
+    checkpoint_path, config = _continued(config, run_dir, changed)
+    finished = _finished(run_dir, config)
+    if finished:
+        console.print(
+            f"{short(run_dir)}: already finished after epoch {finished['epochs']}, val/acc {finished['val/acc']:.4f}; "
+            "raise trainer.max_epochs to train on"
+        )
+        return finished
+
+    torch.manual_seed(config.seed)
+    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
+        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    data, config, substituted = _data(config, console)
+    model = _model(config, data)
+    precision, reason = _precision(config, model, cuda)
+    data.setup()
+    counts = data.class_counts()
+    model.provenance = {
+        "format_version": checkpoints.FORMAT_VERSION,
+        "config": plain(config),
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        "precision": precision,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    console.print(f"[bold]{config.name}[/] seed {config.seed} on {device}; {precision} ({reason}); {short(run_dir)}")
+    for split, of_class in counts.items():
+        numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
+        console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
+
+    console.print(_layers(model))
+    history = History(run_dir / "metrics.csv", console)
+    trainer = _trainer(config, run_dir, precision, history)
+    start = time.perf_counter()
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
+    best = history.best
+    if best is None:
+        raise ConfigError("the run ended before its first validation - give it more steps or time")
+    trained = checkpoints.model_of(checkpoints.read(run_dir / "best.ckpt"))
+    split = "test" if config.test else "val"
+    answers = evaluate_model(trained, data, split, config, precision, config.trainer.accelerator)
+    seconds = [row["seconds"] for row in history.rows]
+    metrics = {
+        "name": config.name,
+        "seed": config.seed,
+        "data": data.name,
+        "substituted": substituted,
+        "val/acc": best["val/acc"],
+        "val/loss": best["val/loss"],
+        "test/acc": answers.acc if config.test else None,
+        "test/loss": answers.loss if config.test else None,
+        "best_epoch": int(best["epoch"]),
+        "epochs": len(history.rows),
+        "params": sum(p.numel() for p in model.parameters()),
+        "train_seconds": sum(seconds),
+        "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in history.rows) / sum(seconds),
+        "device": device,
+        "precision": precision,
+        "versions": model.provenance["versions"],
+        "fingerprint": data.fingerprint,
+        "class_counts": counts,
+        "config": plain(config),
+    }
+    figures.draw_run(run_dir / "figures", history.rows, answers)
+    temporary = run_dir / "metrics.json.tmp"
+    temporary.write_text(json.dumps(metrics, indent=2))
+    os.replace(temporary, run_dir / "metrics.json")
+    _say_end(console, metrics, run_dir, time.perf_counter() - start)
+    return metrics
+
+
+class Steps(Callback):
+    """What happens around every step: its own random numbers, a look at the loss, and an orderly stop.
+
+    Dropout's random numbers are a function of seed and step, so a resumed run draws those of an uninterrupted one.
+    The loss is looked at ten times an epoch: reading it waits for the device. On the first SIGINT or SIGTERM the step
+    is finished and `last.ckpt` is written; on the second the process ends at once.
+    """
+
+    def __init__(self, seed: int, run_dir: Path) -> None:
+        self.seed = seed
+        self.run_dir = run_dir
+        self.signal_number = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning has put its own handler for SIGTERM, and takes it away after the run.
+        if self._is_main_thread():
+            self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        tenth = max(1, int(trainer.num_training_batches) // 10)
+        if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
+            self._check(outputs["loss"], trainer)
+        if self.signal_number:
+            trainer.save_checkpoint(self.run_dir / "last.ckpt")
+            self._interrupt(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.signal_number:  # it came during validation; the epoch's end has written last.ckpt
+            self._interrupt(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _check(self, loss: Tensor, trainer: L.Trainer) -> None:
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1}, by step {trainer.global_step} - "
+                "lower optim.lr or set trainer.gradient_clip_val; earlier epochs' checkpoints are kept"
+            )
+
+    def _stop(self, signal_number: int, frame: Any) -> None:
+        self.signal_number = signal_number
+        signal.signal(signal_number, signal.SIG_DFL)
+
+    def _interrupt(self, trainer: L.Trainer) -> None:
+        name = signal.Signals(self.signal_number).name
+        raise Interrupted(
+            f"stopped by {name} in epoch {trainer.current_epoch + 1} after step {trainer.global_step} - "
+            f"go on with: litcifar-train resume={short(self.run_dir)}",
+            self.signal_number,
+        )
+
+    @staticmethod
+    def _is_main_thread() -> bool:
+        import threading
+
+        return threading.current_thread() is threading.main_thread()
+
+
+def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
+    options = config.trainer.model_dump() | {"precision": precision}
+    logger: Logger | bool = False
+    if config.logger:
+        place = {"save_dir": run_dir, "name": "", "version": config.logger.target.rpartition(".")[2]}
+        logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
+    callbacks: list[Callback] = [Steps(config.seed, run_dir), history]
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    if config.early_stopping:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.early_stopping))
+    options["enable_progress_bar"] &= history.console.is_terminal
+    if options["enable_progress_bar"]:
+        callbacks.append(RichProgressBar(leave=False))
+    same_file: dict[str, Any] = {"dirpath": run_dir, "enable_version_counter": False, "auto_insert_metric_name": False}
+    callbacks += [
+        ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **same_file),
+    ]
+    return L.Trainer(
+        **options,
+        logger=logger,
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, TrainConfig, str | None]:
+    """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
+    data = checkpoints.data_of(config)
+    _model(config, data)  # refuses an impossible network before anything is downloaded
+    try:
+        data.prepare_data()
+    except DataError as error:
+        if not (isinstance(data, CIFAR10DataModule) and getattr(config.data, "fallback", None) == "shapes"):
+            raise
+        reason = str(error)
+    else:
+        return data, config, None
+    common = {key: value for key, value in config.data.model_dump().items() if key in ShapesConfig.model_fields}
+    spec = common | {"target": "litcifar.data.ShapesDataModule"}
+    config = config.model_copy(update={"data": check(spec, ShapesConfig)})
+    console.print(f"[bold yellow]CIFAR-10 could not be had: training on the built-in shapes instead.[/]\n{reason}")
+    return checkpoints.data_of(config), config, reason
+
+
+def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
+    torch.manual_seed(config.seed)
+    return build(
+        config.model.model_dump(by_alias=True),
+        ImageClassifier,
+        classes=data.classes,
+        image_size=data.image_size,
+        optim=config.optim.model_dump(by_alias=True),
+        scheduler=config.scheduler and config.scheduler.model_dump(by_alias=True),
+    )
+
+
+def _precision(config: TrainConfig, model: ImageClassifier, cuda: bool) -> tuple[str, str]:
+    """Lightning's name of the precision, and why it was chosen."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision, "as asked for"
+    if isinstance(model, MLP):
+        return "32-true", "casting costs an MLP more than bf16 saves"
+    if cuda:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16-mixed", "native on this GPU") if native else ("32-true", "bf16 is not native on this GPU")
+    # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
+
+
+def _continued(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> tuple[Path | None, TrainConfig]:
+    """The checkpoint to go on from, if there is one, and the configuration to go on with."""
+    if config.resume:
+        path = checkpoints.find(config.resume, "last.ckpt")
+    elif (run_dir / "last.ckpt").is_file():
+        path = run_dir / "last.ckpt"
+        changed = tuple(flat(plain(config)))
+    else:
+        return None, config
+    saved = checkpoints.config_of(checkpoints.read(path))
+    old, new = flat(plain(saved)), flat(plain(config))
+    different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
+    refused = [
+        key for key in different if not key.startswith(("trainer.", "data.mirrors")) and key not in FREE_ON_RESUME
+    ]
+    if refused:
+        asked = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in refused)
+        raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.* and test may change")
+    merged = OmegaConf.create(plain(saved))
+    for key in different:
+        OmegaConf.update(merged, key, new[key])
+    return path, check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
+
+
+def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What metrics.json holds, if the run has ended and no more epochs are asked for."""
+    path = run_dir / "metrics.json"
+    if not path.is_file():
+        return None
+    metrics = json.loads(path.read_text())
+    same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
+    return metrics if same_length and (metrics["test/acc"] is not None or not config.test) else None
+
+
+def _layers(model: ImageClassifier) -> Table:
+    """Each layer with its output shape, parameters, and forward FLOPs for one image (a multiply-add counts as two)."""
+    summary = ModelSummary(model, max_depth=-1)
+    table = Table("layer", "type", box=None, pad_edge=False)
+    for column in ("output shape", "parameters", "FLOPs"):
+        table.add_column(column, justify="right")
+    leaves = {name for name, module in model.net.named_modules(prefix="net") if not list(module.children())}
+    flops = {name: sum(of_kind.values()) for name, of_kind in summary.flop_counts.items()}
+    rows = zip(summary.layer_names, summary.layer_types, summary.out_sizes, summary.param_nums, strict=True)
+    for name, kind, shape, params in rows:
+        if name in leaves:
+            table.add_row(name, kind, "x".join(map(str, shape[1:])), f"{params:,}", f"{flops.get(name, 0):,}")
+    table.add_row("total", "", "", f"{summary.total_parameters:,}", f"{summary.total_flops:,}", style="bold")
+    return table
+
+
+def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, seconds: float) -> None:
+    say = console.print
+    folder = short(run_dir)
+    twice = 2 * metrics["config"]["trainer"]["max_epochs"]
+    test = "" if metrics["test/acc"] is None else f", test {100 * metrics['test/acc']:.2f} %"
+    accuracy = f"val {100 * metrics['val/acc']:.2f} %{test}"
+    say(
+        f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
+        f"in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
+        f"{metrics['images_per_second']:,.0f} images/s)",
+    )
+    if metrics["substituted"]:
+        say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
+    for what, command in {
+        "results": folder,
+        "evaluate": f"litcifar-evaluate ckpt={folder}/best.ckpt",
+        "train on": f"litcifar-train resume={folder} trainer.max_epochs={twice}",
+        "compare": "litcifar-compare outputs",
+    }.items():
+        say(f"{what:9} {command}")

@@ -1,0 +1,463 @@
+"""A user's own images: which files count, how they become squares, what is refused, when the cache is used."""
+
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from litcifar.data import image_folder
+from litcifar.errors import DataError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def plain(mode: str = "RGB", size: tuple[int, int] = (8, 8), colour: object = RED) -> Image.Image:
+    return Image.new(mode, size, colour)  # type: ignore[arg-type]
+
+
+def image_of(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes: train/ has three cats (red, green, blue) and a dog (white), test/ one of each."""
+    for name, colour in (("b", GREEN), ("a", RED), ("c", BLUE)):
+        save(tmp_path / f"train/cat/{name}.png", plain(colour=colour))
+    save(tmp_path / "train/dog/a.png", plain(colour=WHITE))
+    save(tmp_path / "test/cat/a.png", plain(colour=RED))
+    save(tmp_path / "test/dog/a.png", plain(colour=WHITE))
+    return tmp_path
+
+
+def read(root: Path, split: str = "train", size: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    return image_folder.read(root, split, ("cat", "dog"), size)
+
+
+def cached(root: Path) -> list[str]:
+    return sorted(file.name for file in (root / ".litcifar-cache").iterdir())
+
+
+def one_line(caught: pytest.ExceptionInfo[DataError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    assert " - " in message
+    return message
+
+
+# Classes and files
+
+
+def test_classes_are_the_sorted_visible_folders_of_train(root: Path) -> None:
+    (root / "train" / "ant").mkdir()
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / "notes.txt").write_text("not a class")
+    assert image_folder.classes(root) == ("ant", "cat", "dog")
+
+
+@pytest.mark.parametrize("made", ["", "train", "train/.hidden"])
+def test_no_class_folder_is_an_error(tmp_path: Path, made: str) -> None:
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError) as caught:
+        image_folder.classes(tmp_path)
+    assert str(tmp_path / "train") in one_line(caught)
+
+
+def test_images_come_class_by_class_sorted_by_name(root: Path) -> None:
+    images, labels = read(root)
+    assert images.shape == (4, 4, 4, 3)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [0, 0, 0, 1]
+    assert images[:, 2, 2].tolist() == [list(RED), list(GREEN), list(BLUE), list(WHITE)]
+
+
+def test_labels_follow_the_given_class_names(root: Path) -> None:
+    _, labels = image_folder.read(root, "train", ("dog", "cat"), 4)
+    assert labels.tolist() == [0, 1, 1, 1]
+
+
+def test_hidden_files_and_side_files_are_passed_over(root: Path) -> None:
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", "labels.TXT"):
+        (root / "train/cat" / name).write_bytes(b"not an image")
+    assert len(read(root)[0]) == 4
+
+
+def test_a_link_to_an_image_counts(root: Path) -> None:
+    (root / "train/dog/link.png").symlink_to(root / "train/cat/a.png")
+    assert read(root)[0][-1, 2, 2].tolist() == list(RED)
+
+
+def test_a_class_only_in_test_is_an_error(root: Path) -> None:
+    save(root / "test/cow/a.png", plain())
+    with pytest.raises(DataError, match="cow"):
+        read(root, "test")
+
+
+def test_a_missing_class_folder_is_an_error(root: Path) -> None:
+    (root / "test/dog/a.png").unlink()
+    (root / "test/dog").rmdir()
+    with pytest.raises(DataError) as caught:
+        read(root, "test")
+    assert str(root / "test/dog") in one_line(caught)
+
+
+def test_a_class_folder_without_images_is_an_error(root: Path) -> None:
+    (root / "test/dog/a.png").rename(root / "test/dog/.a.png")
+    with pytest.raises(DataError, match="dog' has no images"):
+        read(root, "test")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dead link"])
+def test_only_regular_files_are_opened(root: Path, kind: str) -> None:
+    odd = root / "train/dog/odd.png"
+    match kind:
+        case "folder":
+            odd.mkdir()
+        case "pipe":
+            os.mkfifo(odd)
+        case _:
+            odd.symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"odd\.png' is not a file"):
+        read(root)
+
+
+# Pixels
+
+
+def decoded(path: Path, size: int = 4) -> list[int]:
+    """The colour of an image of one colour."""
+    pixels = image_folder.decode(path, size).reshape(-1, 3)
+    assert len(pixels) == size * size
+    assert (pixels == pixels[0]).all()
+    return pixels[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (10, 20, 30), [10, 20, 30]),
+        ("L", 77, [77, 77, 77]),
+        ("1", 1, [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (255, 0, 0, 51), [255, 204, 204]),
+        ("LA", (0, 0), [255, 255, 255]),
+        ("I;16", 32896, [128, 128, 128]),
+        ("I;16", 400, [2, 2, 2]),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
+    assert decoded(save(tmp_path / "a.png", plain(mode, colour=colour))) == expected
+
+
+def test_palettes_become_rgb(tmp_path: Path) -> None:
+    image = plain("P", colour=1)
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    assert decoded(save(tmp_path / "a.png", image)) == [9, 8, 7]
+    assert decoded(save(tmp_path / "b.png", image, transparency=1)) == [255, 255, 255]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", plain("CMYK", colour=(0, 255, 255, 0)))
+    np.testing.assert_allclose(decoded(path), RED, atol=3)
+
+
+def test_floating_point_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no known range"):
+        image_folder.decode(save(tmp_path / "a.tiff", plain("F", colour=0.5)), 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
+def test_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    np.testing.assert_allclose(decoded(save(tmp_path / f"a.{suffix}", plain())), RED, atol=3)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.gif", plain(colour=BLUE), save_all=True, append_images=[plain(colour=GREEN)])
+    assert decoded(path) == list(BLUE)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    """Orientation 6: the camera was turned, so that the stored left column is the upper row."""
+    stored = np.zeros((8, 8, 3), dtype=np.uint8)
+    stored[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = image_folder.decode(save(tmp_path / "a.png", image_of(stored), exif=exif), 8)
+    assert (pixels[:4] == 255).all()
+    assert (pixels[4:] == 0).all()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_middle_of_the_longer_side_is_kept(tmp_path: Path, wide: bool) -> None:
+    """Bands red, green, blue of one square each: only the green one is left."""
+    bands = np.repeat(np.array([RED, GREEN, BLUE], dtype=np.uint8), 16, axis=0)
+    array = np.repeat(bands[None], 16, axis=0)
+    path = save(tmp_path / "a.png", image_of(array if wide else array.transpose(1, 0, 2).copy()))
+    assert (image_folder.decode(path, 16) == GREEN).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_scaling_down_averages(tmp_path: Path, suffix: str) -> None:
+    """A board of black and white squares is grey from afar; picking single pixels would leave black and white."""
+    board = np.kron(np.indices((64, 64)).sum(0) % 2, np.ones((8, 8))).astype(np.uint8) * 255
+    pixels = image_folder.decode(save(tmp_path / f"a.{suffix}", image_of(board)), 8)
+    np.testing.assert_allclose(pixels[1:-1, 1:-1], 127.5, atol=16)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
+def test_tiny_and_thin_images_are_scaled_up(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert decoded(save(tmp_path / "a.png", plain(size=size)), 32) == list(RED)
+
+
+# Files that cannot be used
+
+
+def damaged(path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    image_of(noise).save(path, "JPEG" if kind == "truncated JPEG" else "PNG")
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("<svg></svg>")
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("kind", ["truncated PNG", "truncated JPEG", "empty", "text"])
+def test_a_damaged_image_is_named(root: Path, kind: str) -> None:
+    path = root / "train/dog/bad.jpg"
+    damaged(path, kind)
+    with pytest.raises(DataError) as caught:
+        read(root)
+    assert str(path) in one_line(caught)
+    assert "more" not in str(caught.value)
+
+
+def test_the_first_damaged_image_is_named_and_the_others_counted(root: Path) -> None:
+    for name in ("cat/a", "cat/c", "dog/a"):
+        (root / f"train/{name}.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        read(root)
+    assert str(root / "train/cat/a.png") in one_line(caught)
+    assert "2 more" in str(caught.value)
+    assert not (root / ".litcifar-cache").exists()
+
+
+def test_a_line_break_in_a_file_name_does_not_break_the_message(root: Path) -> None:
+    (root / "train/cat/two\nlines.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        read(root)
+    assert r"two\nlines.png" in one_line(caught)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises an image of this size and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [7_072, 10_000, 20_000])  # Pillow is silent, warns, refuses
+def test_more_than_50_megapixels_are_refused_before_decoding(root: Path, side: int) -> None:
+    path = root / "train/dog/bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(DataError, match=r"bomb\.png' has more than 50 megapixels"):
+        read(root)
+
+
+# The cache
+
+
+@pytest.fixture
+def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files decoded since the test began."""
+    seen: list[str] = []
+    decode = image_folder.decode
+
+    def spy(path: Path, size: int) -> np.ndarray:
+        seen.append(f"{path.parent.name}/{path.name}")
+        return decode(path, size)
+
+    monkeypatch.setattr(image_folder, "decode", spy)
+    return seen
+
+
+def test_a_second_read_takes_the_cache(root: Path, decoded_files: list[str]) -> None:
+    first = read(root)
+    assert sorted(decoded_files) == ["cat/a.png", "cat/b.png", "cat/c.png", "dog/a.png"]
+    decoded_files.clear()
+    second = read(root)
+    assert decoded_files == []
+    for before, after in zip(first, second, strict=True):
+        np.testing.assert_array_equal(before, after)
+        assert before.dtype == after.dtype
+
+
+def test_a_moved_root_keeps_its_cache(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before, _ = read(root)
+    moved = root.rename(tmp_path_factory.mktemp("elsewhere") / "data")
+    files = cached(moved)
+    np.testing.assert_array_equal(read(moved)[0], before)
+    assert cached(moved) == files
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "changed", "touched", "renamed"])
+def test_a_change_of_the_images_is_noticed(root: Path, decoded_files: list[str], change: str) -> None:
+    path = save(root / "train/cat/a.png", plain(), format="BMP")  # its length does not depend on the colour
+    read(root)
+    old_files = cached(root)
+    decoded_files.clear()
+    expected = [RED, GREEN, BLUE, WHITE]
+    match change:
+        case "added":
+            save(root / "train/dog/b.png", plain(colour=GREEN))
+            expected = [RED, GREEN, BLUE, WHITE, GREEN]
+        case "removed":
+            path.unlink()
+            expected = [GREEN, BLUE, WHITE]
+        case "changed":
+            save(path, plain(size=(9, 9), colour=WHITE))
+            expected = [WHITE, GREEN, BLUE, WHITE]
+        case "touched":  # same length, new content: only the time tells
+            before = path.stat()
+            save(path, plain(colour=BLUE), format="BMP")
+            os.utime(path, ns=(before.st_mtime_ns + 1_000_000, before.st_mtime_ns + 1_000_000))
+            assert path.stat().st_size == before.st_size
+            expected = [BLUE, GREEN, BLUE, WHITE]
+        case _:
+            path.rename(root / "train/cat/z.png")
+            expected = [GREEN, BLUE, RED, WHITE]
+    images, labels = read(root)
+    assert images[:, 2, 2].tolist() == [list(colour) for colour in expected]
+    assert len(decoded_files) == len(images) == len(labels)
+    assert len(cached(root)) == 1
+    assert cached(root) != old_files
+
+
+def test_size_and_class_order_have_caches_of_their_own(root: Path) -> None:
+    read(root, size=4)
+    assert read(root, size=6)[0].shape == (4, 6, 6, 3)
+    assert image_folder.read(root, "train", ("dog", "cat"), 4)[0][0, 2, 2].tolist() == list(WHITE)
+
+
+def test_splits_do_not_remove_each_others_cache(root: Path, decoded_files: list[str]) -> None:
+    read(root, "train")
+    read(root, "test")
+    decoded_files.clear()
+    read(root, "train")
+    read(root, "test")
+    assert decoded_files == []
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "other shape"])
+def test_a_damaged_cache_is_rebuilt(root: Path, decoded_files: list[str], damage: str) -> None:
+    before, _ = read(root)
+    decoded_files.clear()
+    cache = root / ".litcifar-cache" / cached(root)[0]
+    content = bytearray(cache.read_bytes())
+    match damage:
+        case "flipped bit":
+            content[content.index(before.tobytes()) + 50] ^= 1
+            cache.write_bytes(content)
+        case "truncated":
+            cache.write_bytes(content[:-100])
+        case "empty":
+            cache.write_bytes(b"")
+        case _:
+            np.savez(cache, images=before[:2])
+    np.testing.assert_array_equal(read(root)[0], before)
+    assert len(decoded_files) == 4
+    decoded_files.clear()
+    read(root)
+    assert decoded_files == []
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_in_the_caches_place_is_not_run(root: Path) -> None:
+    before, _ = read(root)
+    np.savez(root / ".litcifar-cache" / cached(root)[0], images=np.array([Payload(root / "run")], dtype=object))
+    np.testing.assert_array_equal(read(root)[0], before)
+    assert not (root / "run").exists()
+
+
+def test_other_users_can_read_the_cache(root: Path) -> None:
+    read(root)
+    assert (root / ".litcifar-cache" / cached(root)[0]).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_root_that_cannot_be_written_is_read_with_one_note(
+    root: Path, decoded_files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the cache folder's place stops even the superuser, whom a read-only mode would not."""
+    (root / ".litcifar-cache").write_text("in the way")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(root)[0]) == 4
+        assert len(read(root)[0]) == 4
+    assert len(decoded_files) == 8
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2
+    assert notes[0].startswith("note: no cache written")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser writes to read-only folders")
+def test_a_read_only_root_is_read(root: Path) -> None:
+    root.chmod(0o555)
+    try:
+        assert len(read(root)[0]) == 4
+    finally:
+        root.chmod(0o755)
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert len(read(root)[0]) == 4
+    assert cached(root) == []
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_temporary_files_of_killed_runs_are_removed_and_young_ones_kept(root: Path) -> None:
+    folder = root / ".litcifar-cache"
+    folder.mkdir()
+    for name, age in (("train-4-old.tmp", 7200), ("train-4-young.tmp", 0)):
+        (folder / name).write_bytes(b"half")
+        now = (folder / name).stat().st_mtime
+        os.utime(folder / name, (now - age, now - age))
+    read(root)
+    assert [name for name in cached(root) if name.endswith(".tmp")] == ["train-4-young.tmp"]
+
+
+def test_the_module_itself_imports_nothing_heavy() -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*{'torch', 'torchvision', 'rich'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, str(image_folder.__file__)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.strip() == b""
