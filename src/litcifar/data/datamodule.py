@@ -295,8 +295,8 @@ class EpochBatches(Sampler[Tensor]):
         epoch, start = self._position()
         order = self.indices
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = order[torch.randperm(len(order), generator=generator)]
+            shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(order))
+            order = order[torch.from_numpy(shuffled)]
         yield from order.split(self.batch_size)[start : len(self)]
 
     def _position(self) -> tuple[int, int]:
