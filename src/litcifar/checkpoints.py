@@ -1,4 +1,4 @@
-"""Checkpoints: finding them, reading them without running code, and making the model and its data from them alone."""
+"""Checkpoints: reading them without running code, and making the network and its data from them alone."""
 
 import pickle
 from pathlib import Path
@@ -12,18 +12,6 @@ from litcifar.errors import CheckpointError, ConfigError
 from litcifar.models import ImageClassifier
 
 FORMAT_VERSION = 1
-
-
-def find(path: str, name: str) -> Path:
-    """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
-    found = Path(path).expanduser()
-    if found.is_dir():
-        found = found / name
-    if found.is_file():
-        return found
-    near = sorted(p for p in found.parent.glob("*.ckpt")) if found.parent.is_dir() else []
-    there = f"there are {', '.join(map(str, near))}" if near else "give a run's folder, or a checkpoint in it"
-    raise CheckpointError(f"no checkpoint '{found}' - {there}")
 
 
 def read(path: Path) -> dict[str, Any]:

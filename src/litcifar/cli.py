@@ -1,8 +1,10 @@
 """The console scripts. Hydra only: torch is imported inside, once the configuration is known to be right."""
 
-import logging
+import contextlib
 import os
+import shlex
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, conf_dir, flat, suggestion
-from litcifar.errors import CheckpointError, ConfigError, UserError
+from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError
+from litcifar.run_folder import BEST, LAST, find_checkpoint
 
 FAILURES: list[UserError] = []  # of this process's jobs: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -62,6 +65,8 @@ def _train(cfg: DictConfig) -> float:
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
     config = check(_container(cfg), TrainConfig)
+    if config.resume:
+        find_checkpoint(config.resume, LAST)
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
 
     from litcifar.training import train
@@ -71,6 +76,7 @@ def _train(cfg: DictConfig) -> float:
 
 def _evaluate(cfg: DictConfig) -> float:
     config = check(_container(cfg), EvaluateConfig)
+    find_checkpoint(config.ckpt, BEST)
 
     from litcifar.evaluation import evaluate
 
@@ -97,10 +103,13 @@ class SweepSummary(Callback):
             compare([folder], None)
         except CheckpointError as error:
             print(error)
-        FAILURES.clear()
+        FAILURES.clear()  # those of this process; with the joblib launcher they are in others
         for file in sorted(folder.glob(f"*/{FAILURE_FILE}")):
             FAILURES.append(UserError(f"{file.parent}: {file.read_text().splitlines()[0]}"))
-        print(f"go on     litcifar-train -m {' '.join(config.hydra.overrides.task)} hydra.sweep.dir={folder}")
+        print(f"results   {folder}")
+        if FAILURES:
+            overrides = shlex.join(config.hydra.overrides.task)
+            print(f"go on     litcifar-train -m {overrides} hydra.sweep.dir={folder}")
 
 
 def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -109,26 +118,22 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> N
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = arguments
-    code = 0
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
-        for error in FAILURES:
-            code = error.exit_code
-            print(f"error: {error}", file=sys.stderr)
     except UserError as error:
-        code = error.exit_code
-        print(f"error: {error}", file=sys.stderr)
+        FAILURES.append(error)
     except (HydraException, OmegaConfBaseException) as error:
-        code = ConfigError.exit_code
-        print(f"error: {_composition_error(error, name)}", file=sys.stderr)
+        FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
     except KeyboardInterrupt:
-        code = 130
-        print("error: stopped by SIGINT - what was saved is kept", file=sys.stderr)
+        if not FAILURES:
+            FAILURES.append(Interrupted("stopped by SIGINT - what was saved is kept", signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if wants_traceback and code:
-        traceback.print_exc()
-    sys.exit(code)
+    for failure in FAILURES:
+        if wants_traceback:
+            traceback.print_exception(failure)
+        print(f"error: {failure}", file=sys.stderr)
+    sys.exit(FAILURES[-1].exit_code if FAILURES else 0)
 
 
 def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
@@ -136,28 +141,29 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     multirun = settings.mode == RunMode.MULTIRUN
     run_dir = Path(settings.runtime.output_dir)
-    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+    if multirun:
+        (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     try:
         return job(cfg)
+    except Interrupted as error:
+        FAILURES.append(error)
+        raise KeyboardInterrupt from error  # which Hydra does not catch: the whole sweep stops
     except UserError as error:
-        if error.exit_code > 128:
-            raise  # a signal stops the whole sweep
         failure = error
     except (Exception, SystemExit) as error:
-        logging.getLogger(__name__).debug("", exc_info=True)
         failure = UserError(
             f"{type(error).__name__}: {' '.join(str(error).split())} - this is a bug in litcifar; "
             "HYDRA_FULL_ERROR=1 shows where"
         )
         failure.__cause__ = error
-    if os.environ.get("LITCIFAR_TRACEBACK"):
-        traceback.print_exception(failure)
     FAILURES.append(failure)
     if multirun:
         report = "".join(traceback.format_exception(failure))
         (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
     elif settings.output_subdir and {p.name for p in run_dir.iterdir()} == {settings.output_subdir}:
         shutil.rmtree(run_dir)  # nothing was begun: no empty folder stays behind
+        with contextlib.suppress(OSError):
+            run_dir.parent.rmdir()
     return float("nan")
 
 
@@ -198,8 +204,9 @@ def _composition_error(error: Exception, name: str) -> str:
     text = " ".join(str(error).split("Config search path")[0].split())
     if "Could not override '" in text:
         key = text.split("'")[1]
+        groups = [a for a in sys.argv[1:] if (conf_dir() / a.split("=")[0]).is_dir()]
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            default = hydra.compose(name)
+            default = hydra.compose(name, groups)
         known = flat(OmegaConf.to_container(default))  # type: ignore[arg-type]
         return f"unknown key '{key}' - {suggestion(key, known)}"
     return text

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from litcifar.errors import ConfigError
 
@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 
 
@@ -43,7 +44,7 @@ class DataConfig(Node):
 
 class CIFAR10Config(DataConfig):
     target: Literal["litcifar.data.CIFAR10DataModule"] = Field(alias="_target_")
-    root: str
+    root: Folder
     verify: bool
     mirrors: list[str]
     download_seconds: Positive
@@ -56,7 +57,7 @@ class ShapesConfig(DataConfig):
 
 class ImageFolderConfig(DataConfig):
     target: Literal["litcifar.data.ImageFolderDataModule"] = Field(alias="_target_")
-    root: str
+    root: Folder
     image_size: Annotated[int, Field(ge=4)]
 
 
@@ -192,7 +193,7 @@ class EvaluateConfig(Node):
     """The whole of `conf/evaluate.yaml`."""
 
     class Data(Node):
-        root: str | None
+        root: Folder | None
         verify: bool | None
         num_workers: Annotated[int, Field(ge=0)] | None
 
@@ -249,7 +250,8 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) 
     except (ImportError, AttributeError):
         target = None
     if not (isinstance(target, type) and issubclass(target, base)):
-        raise ConfigError(f"_target_={path} is no {base.__name__} of {', '.join(TRUSTED)} - correct its name")
+        trusted = ", ".join(f"{package}*" for package in TRUSTED)
+        raise ConfigError(f"_target_={path} is no {base.__name__} of {trusted} - correct its name")
     try:
         inspect.signature(target).bind(*args, **options, **extra)
         return target(*args, **options, **extra)
@@ -260,7 +262,7 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What to do about an unknown word: the known one that it resembles, or all of them."""
     words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=1) or [w for w in words if w.split(".")[-1] == word][:1]
+    close = [w for w in words if w.split(".")[-1] == word] or difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     return f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(words)}"
 
 
@@ -290,7 +292,8 @@ def _problem(detail: dict[str, Any], config: Mapping[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"'{name}' is missing - give it a value"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{name}' - {suggestion(keys[-1], parent.keys() - {keys[-1]})}"
+        siblings = [".".join([*keys[:-1], key]) for key in parent if key != keys[-1]]
+        return f"unknown key '{name}' - {suggestion(name, siblings)}"
     if detail["type"] == "union_tag_invalid":
         expected = str(detail.get("ctx", {}).get("expected_tags", ""))
         return f"{name}._target_={detail['ctx']['tag']} is not one of {expected} - choose one of them"

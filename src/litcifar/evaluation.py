@@ -21,6 +21,7 @@ from litcifar.console import console as make_console
 from litcifar.console import quiet
 from litcifar.data import ImageDataModule
 from litcifar.models import ImageClassifier
+from litcifar.run_folder import BEST, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     """
     console = make_console()
     quiet()
-    path = checkpoints.find(config.ckpt, "best.ckpt")
+    path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint)
     where = {key: value for key, value in config.data.model_dump().items() if value is not None}

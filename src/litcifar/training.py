@@ -1,9 +1,8 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
-import json
-import os
 import platform
 import signal
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, 
 from litcifar.evaluation import evaluate_model
 from litcifar.history import History, duration
 from litcifar.models import MLP, ImageClassifier
+from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
@@ -77,14 +77,14 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
 
     console.print(_layers(model))
-    history = History(run_dir / "metrics.csv", console)
+    history = History(run_dir / HISTORY, console)
     trainer = _trainer(config, run_dir, precision, history)
     start = time.perf_counter()
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
     best = history.best
     if best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
-    trained = checkpoints.model_of(checkpoints.read(run_dir / "best.ckpt"))
+    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST))
     split = "test" if config.test else "val"
     answers = evaluate_model(trained, data, split, config, precision, config.trainer.accelerator)
     seconds = [row["seconds"] for row in history.rows]
@@ -109,10 +109,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         "class_counts": counts,
         "config": plain(config),
     }
-    figures.draw_run(run_dir / "figures", history.rows, answers)
-    temporary = run_dir / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2))
-    os.replace(temporary, run_dir / "metrics.json")
+    figures.draw_run(run_dir / FIGURES, history.rows, answers)
+    write_metrics(run_dir, metrics)
     _say_end(console, metrics, run_dir, time.perf_counter() - start)
     return metrics
 
@@ -133,7 +131,7 @@ class Steps(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning has put its own handler for SIGTERM, and takes it away after the run.
-        if self._is_main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_start(
@@ -148,7 +146,7 @@ class Steps(Callback):
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
             self._check(outputs["loss"], trainer)
         if self.signal_number:
-            trainer.save_checkpoint(self.run_dir / "last.ckpt")
+            trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,18 +177,13 @@ class Steps(Callback):
             self.signal_number,
         )
 
-    @staticmethod
-    def _is_main_thread() -> bool:
-        import threading
-
-        return threading.current_thread() is threading.main_thread()
-
 
 def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
     options = config.trainer.model_dump() | {"precision": precision}
     logger: Logger | bool = False
     if config.logger:
-        place = {"save_dir": run_dir, "name": "", "version": config.logger.target.rpartition(".")[2]}
+        folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
+        place = {"save_dir": run_dir, "name": "", "version": folder}
         logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [Steps(config.seed, run_dir), history]
     if config.ema:
@@ -202,8 +195,10 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         callbacks.append(RichProgressBar(leave=False))
     same_file: dict[str, Any] = {"dirpath": run_dir, "enable_version_counter": False, "auto_insert_metric_name": False}
     callbacks += [
-        ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **same_file),
+        ModelCheckpoint(
+            filename=Path(BEST).stem, monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file
+        ),
+        ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **same_file),
     ]
     return L.Trainer(
         **options,
@@ -218,7 +213,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
 def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, TrainConfig, str | None]:
     """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
     data = checkpoints.data_of(config)
-    _model(config, data)  # refuses an impossible network before anything is downloaded
+    _model(config, data).recipe(total_steps=10)  # refuses what cannot be built before anything is downloaded
     try:
         data.prepare_data()
     except DataError as error:
@@ -263,9 +258,9 @@ def _precision(config: TrainConfig, model: ImageClassifier, cuda: bool) -> tuple
 def _continued(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> tuple[Path | None, TrainConfig]:
     """The checkpoint to go on from, if there is one, and the configuration to go on with."""
     if config.resume:
-        path = checkpoints.find(config.resume, "last.ckpt")
-    elif (run_dir / "last.ckpt").is_file():
-        path = run_dir / "last.ckpt"
+        path = find_checkpoint(config.resume, LAST)
+    elif (run_dir / LAST).is_file():
+        path = run_dir / LAST
         changed = tuple(flat(plain(config)))
     else:
         return None, config
@@ -286,10 +281,9 @@ def _continued(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> 
 
 def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     """What metrics.json holds, if the run has ended and no more epochs are asked for."""
-    path = run_dir / "metrics.json"
-    if not path.is_file():
+    metrics = read_metrics(run_dir)
+    if metrics is None:
         return None
-    metrics = json.loads(path.read_text())
     same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
     return metrics if same_length and (metrics["test/acc"] is not None or not config.test) else None
 

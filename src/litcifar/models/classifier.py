@@ -147,16 +147,26 @@ class ImageClassifier(L.LightningModule):
         self._log(self.test_metrics)
 
     def configure_optimizers(self) -> Any:
+        interval = (self.scheduler or {}).get("interval")
+        steps = self.trainer.estimated_stepping_batches if interval == "step" else self.trainer.max_epochs
+        return self.recipe(int(steps or 0))
+
+    def recipe(self, total_steps: int) -> Any:
+        """The optimizer and its scheduler, as Lightning takes them; ConfigError where their arguments do not fit.
+
+        total_steps: the number of the scheduler's steps in the whole run.
+        """
         optimizer = build(self.optim, torch.optim.Optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
-        spec = dict(self.scheduler)
-        interval = spec.pop("interval", "epoch")
-        monitor = spec.pop("monitor", None)
-        steps = self.trainer.estimated_stepping_batches if interval == "step" else self.trainer.max_epochs
-        spec = {key: int(steps or 0) if value == "total_steps" else value for key, value in spec.items()}
+        lightning = {key: value for key, value in self.scheduler.items() if key in ("interval", "monitor")}
+        spec = {
+            key: total_steps if value == "total_steps" else value
+            for key, value in self.scheduler.items()
+            if key not in lightning
+        }
         scheduler = build(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
-        return [optimizer], [{"scheduler": scheduler, "interval": interval, "monitor": monitor}]
+        return [optimizer], [lightning | {"scheduler": scheduler}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["litcifar"] = self.provenance
