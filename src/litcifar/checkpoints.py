@@ -1,6 +1,7 @@
 """Checkpoints: reading them without running code, and making the network and its data from them alone."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ FORMAT_VERSION = 1
 
 def read(path: Path) -> dict[str, Any]:
     """The checkpoint's content; CheckpointError if it is damaged, holds code, or is not one of litcifar's."""
+    damaged = CheckpointError(f"'{path}' ({path.stat().st_size:,} bytes) is damaged - use another file")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"'{path}' is no checkpoint, or only the beginning of one - use another file")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not compare checksums: it would read flipped bits as weights
+                raise damaged
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"'{path}' is no checkpoint, or holds code, which is not run - use another file"
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"'{path}' ({path.stat().st_size:,} bytes) is damaged - use another file") from error
+        raise CheckpointError(f"'{path}' holds code, which is not run - use a file of litcifar-train") from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
+        raise damaged from error
     known = checkpoint.get("litcifar") if isinstance(checkpoint, dict) else None
     if not isinstance(known, dict) or "config" not in known:
         raise CheckpointError(f"'{path}' was not written by litcifar-train - use one that was")

@@ -160,6 +160,7 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     if multirun:
         report = "".join(traceback.format_exception(failure))
         (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
+        print(f"failed    {run_dir}: {failure}")
     elif settings.output_subdir and {p.name for p in run_dir.iterdir()} == {settings.output_subdir}:
         shutil.rmtree(run_dir)  # nothing was begun: no empty folder stays behind
         with contextlib.suppress(OSError):

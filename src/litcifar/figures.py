@@ -43,7 +43,7 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
     size = max(3.6, 0.62 * len(evaluation.classes) + 1.4)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for true, row in enumerate(counts.tolist()):
         for predicted, count in enumerate(row):
             colour = "white" if shares[true, predicted] > 0.5 else "black"

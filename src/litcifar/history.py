@@ -25,46 +25,51 @@ class History(Checkpoint):
         self.csv_path = csv_path
         self.console = console
         self.rows: list[dict[str, float]] = []
-        self._epoch_start = self._train_end = 0.0
-        self._images = 0
+        self._epoch: dict[str, float] = {"images": 0, "seconds": 0.0}  # of the epoch that is being trained
+        self._start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self._epoch = dict(state_dict["epoch"])
 
     @property
     def best(self) -> dict[str, float] | None:
         """The first row with the highest validation accuracy: the epoch of best.ckpt."""
         return max((row for row in self.rows if "val/acc" in row), key=lambda row: row["val/acc"], default=None)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter() - self._epoch["seconds"]
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._images = 0
-        self._epoch_start = time.perf_counter()
+        self._epoch = {"images": 0, "seconds": 0.0}
+        self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[1])
-        if trainer.is_last_batch:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize()
-            self._train_end = time.perf_counter()
+        if trainer.is_last_batch and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._epoch["images"] += len(batch[1])
+        self._epoch["seconds"] = time.perf_counter() - self._start
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch |= _known(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._images:  # resumed after an epoch's last step: nothing was trained
-            return
-        seconds = self._train_end - self._epoch_start
+        images = self._epoch.pop("images")
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            **{name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS},
-            "seconds": seconds,
-            "images_per_second": self._images / seconds,
+            **self._epoch,
+            **_known(trainer),
+            "images_per_second": images / self._epoch["seconds"],
         }
         self.rows.append(row)
+        self._epoch = {"images": 0, "seconds": 0.0}
         self.write()
         self.console.print(self._line(row, trainer.max_epochs or 0))
 
@@ -83,9 +88,13 @@ class History(Checkpoint):
         if self.best:
             parts.append(f"best {100 * self.best['val/acc']:5.2f} %")
         parts.append(f"{row['images_per_second']:,.0f} images/s")
-        per_epoch = (time.perf_counter() - self._epoch_start) * (epochs - row["epoch"])
-        parts.append(f"{duration(per_epoch)} left")
+        left = (time.perf_counter() - self._start) * (epochs - row["epoch"])
+        parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+
+def _known(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.callbacks.progress import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
@@ -115,9 +115,10 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     return metrics
 
 
-class Steps(Callback):
+class Steps(Checkpoint):
     """What happens around every step: its own random numbers, a look at the loss, and an orderly stop.
 
+    A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
     Dropout's random numbers are a function of seed and step, so a resumed run draws those of an uninterrupted one.
     The loss is looked at ten times an epoch: reading it waits for the device. On the first SIGINT or SIGTERM the step
     is finished and `last.ckpt` is written; on the second the process ends at once.
@@ -145,12 +146,17 @@ class Steps(Callback):
         tenth = max(1, int(trainer.num_training_batches) // 10)
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
             self._check(outputs["loss"], trainer)
-        if self.signal_number:
+        # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
+        if self.signal_number and not trainer.is_last_batch:
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.signal_number:  # it came during validation; the epoch's end has written last.ckpt
+        if self.signal_number:
+            self._interrupt(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.signal_number:
             self._interrupt(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -185,7 +191,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
         place = {"save_dir": run_dir, "name": "", "version": folder}
         logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
-    callbacks: list[Callback] = [Steps(config.seed, run_dir), history]
+    callbacks: list[Callback] = [history]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     if config.early_stopping:
@@ -199,6 +205,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
             filename=Path(BEST).stem, monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file
         ),
         ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **same_file),
+        Steps(config.seed, run_dir),
     ]
     return L.Trainer(
         **options,

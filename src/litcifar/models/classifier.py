@@ -122,14 +122,7 @@ class ImageClassifier(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        if not self._train_outputs:  # resumed after an epoch's last step: its metrics are in the history already
-            return
-        predictions, labels, losses = zip(*self._train_outputs, strict=True)
-        self._train_outputs.clear()
-        sizes = torch.tensor([len(labels_B) for labels_B in labels], device=self.device)
-        loss = torch.stack(losses)
-        self.train_metrics["acc"].update(torch.cat(predictions), torch.cat(labels))
-        self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
+        self._update_train_metrics()
         self._log(self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -169,10 +162,26 @@ class ImageClassifier(L.LightningModule):
         return [optimizer], [lightning | {"scheduler": scheduler}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._update_train_metrics()
         checkpoint["litcifar"] = self.provenance
+        # Of the epoch so far, so that a resumed one has the metrics of the whole.
+        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self.train_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.provenance = checkpoint.get("litcifar", {})
+        for name, metric in self.train_metrics.items():
+            for state, value in checkpoint.get("train_metrics", {}).get(name, {}).items():
+                setattr(metric, state, value)
+
+    def _update_train_metrics(self) -> None:
+        if not self._train_outputs:
+            return
+        predictions, labels, losses = zip(*self._train_outputs, strict=True)
+        self._train_outputs.clear()
+        sizes = torch.tensor([len(labels_B) for labels_B in labels], device=self.device)
+        loss = torch.stack(losses)
+        self.train_metrics["acc"].update(torch.cat(predictions), torch.cat(labels))
+        self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         images_BHWC, labels_B = batch

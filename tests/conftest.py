@@ -1,0 +1,81 @@
+"""A tiny CIFAR-10 on disk, and configurations composed in this process."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from litcifar.config import TrainConfig, check, conf_dir
+from litcifar.data.cifar10_files import CLASSES, FOLDER, META_FILE, TEST_FILE, TRAIN_FILES
+
+IMAGES_PER_FILE = 40
+Compose = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 + 40 images in CIFAR-10's files: noise about a colour that the class decides."""
+    root = tmp_path_factory.mktemp("cifar10")
+    (root / FOLDER).mkdir()
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (10, 3, 1))
+    for name in (*TRAIN_FILES, TEST_FILE):
+        labels = rng.permutation(np.arange(IMAGES_PER_FILE) % 10)
+        noise = rng.normal(0, 60, (IMAGES_PER_FILE, 3, 1024))
+        pixels = (colours[labels] + noise).clip(0, 255).astype(np.uint8)
+        content = {"labels": labels.tolist(), "data": pixels.reshape(IMAGES_PER_FILE, 3072)}
+        (root / FOLDER / name).write_bytes(pickle.dumps(content, protocol=2))
+    (root / FOLDER / META_FILE).write_bytes(pickle.dumps({"label_names": list(CLASSES)}, protocol=2))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of PNGs of 40 x 36 pixels: 40 for training and 5 for the test, each."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 5)):
+        for name, colour in (("blue", 2), ("red", 0)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 100, (36, 40, 3), np.uint8)
+                pixels[..., colour] += 100
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def compose(tiny_cifar10: Path) -> Compose:
+    """Composes conf/train.yaml with overrides, on the tiny CIFAR-10 and in float32 unless they say otherwise."""
+    base = [
+        f"data.root={tiny_cifar10}",
+        "data.verify=false",
+        "data.val_size=50",
+        "data.batch_size=16",
+        "trainer.max_epochs=2",
+        "trainer.precision=32-true",
+        "logger=none",
+    ]
+
+    def compose(*overrides: str, tiny: bool = True) -> TrainConfig:
+        return check(as_dict("train", *(base if tiny else []), *overrides), TrainConfig)
+
+    return compose
+
+
+def as_dict(config_name: str, *overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra.compose(config_name, list(overrides))
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]

@@ -1,0 +1,116 @@
+"""The schema is the configuration's, the constructors' and Lightning's at once; only trusted classes are built."""
+
+import inspect
+from typing import Any, get_type_hints
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from litcifar import config
+from litcifar.config import ConvPoolConfig, MLPConfig, Node, TrainConfig, TrainerConfig, build, check, flat, plain
+from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule
+from litcifar.data.augment import Augment
+from litcifar.errors import ConfigError
+from litcifar.models import MLP, ConvPool, ImageClassifier
+from litcifar.models.classifier import ClassifierOptions
+from tests.conftest import Compose, as_dict
+
+FILLED_IN = {"augment", "seed", "optim", "scheduler", "num_classes", "self", "splits", "options"}
+
+
+def fields(node: type[Node]) -> set[str]:
+    return set(node.model_fields) - {"target", "fallback"}
+
+
+@pytest.mark.parametrize(("schema", "built"), [(MLPConfig, MLP), (ConvPoolConfig, ConvPool)])
+def test_a_model_takes_exactly_the_keys_of_its_schema(schema: type[Node], built: type) -> None:
+    own = set(inspect.signature(built).parameters) | set(get_type_hints(ClassifierOptions))
+    assert fields(schema) == own - FILLED_IN - {"classes", "image_size"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "built"),
+    [
+        (config.CIFAR10Config, CIFAR10DataModule),
+        (config.ShapesConfig, ShapesDataModule),
+        (config.ImageFolderConfig, ImageFolderDataModule),
+    ],
+)
+def test_a_data_module_takes_exactly_the_keys_of_its_schema(schema: type[Node], built: type) -> None:
+    own = set(inspect.signature(built).parameters) | set(inspect.signature(ImageDataModule).parameters)
+    assert fields(schema) == own - FILLED_IN
+
+
+def test_augment_takes_exactly_the_keys_of_its_schema() -> None:
+    assert fields(config.AugmentConfig) == set(inspect.signature(Augment).parameters) - FILLED_IN
+
+
+def test_every_flag_of_the_trainer_is_a_key_or_filled_in() -> None:
+    ours = {"logger", "callbacks", "default_root_dir", "enable_model_summary", "enable_checkpointing"}
+    of_several_processes = {"strategy", "num_nodes", "sync_batchnorm", "plugins", "use_distributed_sampler"}
+    # A run logs and validates once an epoch, at its end, and keeps its loaders.
+    senseless_here = {"log_every_n_steps", "val_check_interval", "reload_dataloaders_every_n_epochs", "fast_dev_run"}
+    senseless_here |= {"barebones", "inference_mode", "limit_predict_batches", "min_steps", "enable_autolog_hparams"}
+    senseless_here |= {"model_registry"}
+    all_flags = set(inspect.signature(L.Trainer).parameters)
+    assert fields(TrainerConfig) | ours | of_several_processes | senseless_here == all_flags
+
+
+def test_the_default_configuration_is_complete(compose: Compose) -> None:
+    composed = as_dict("train")
+    checked = plain(compose(tiny=False))
+    assert flat(checked).keys() == flat(composed).keys()
+    assert TrainConfig.model_validate(checked) == compose(tiny=False)
+
+
+@pytest.mark.parametrize("override", ["optim.lr=0.0", "model.widths=[]", "data.val_size=0", "model.std=[1,1,0]"])
+def test_values_out_of_range_are_refused(compose: Compose, override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        compose(override)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    composed = as_dict("train")
+    composed["seed"] = -1
+    composed["sede"] = 1
+    composed["model"]["pool_size"] = "two"
+    with pytest.raises(ConfigError) as error:
+        check(composed, TrainConfig)
+    for part in ("seed=-1", "unknown key 'sede' - did you mean 'seed'?", "model.pool_size=two"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.load",
+        "torch.hub.load",
+        "torch.optim.adam.torch.load",
+        "litcifar.cli.os.system",
+        "litcifar.checkpoints.torch.load",
+        "litcifar.models.Nothing",
+        "torch.optim",
+        "",
+    ],
+)
+def test_nothing_but_a_trusted_class_of_the_right_kind_is_built(target: str) -> None:
+    for base in (ImageClassifier, torch.optim.Optimizer):
+        with pytest.raises(ConfigError, match="_target_"):
+            build({"_target_": target}, base)
+
+
+def test_a_trusted_class_of_another_kind_is_not_built() -> None:
+    with pytest.raises(ConfigError, match="no Optimizer"):
+        build({"_target_": "litcifar.models.MLP"}, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"_target_": "litcifar.models.MLP", "hiden": [1]}, {"_target_": "litcifar.models.MLP", "hidden": 3}],
+)
+def test_arguments_that_do_not_fit_are_a_configuration_error(spec: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"litcifar\.models\.MLP"):
+        build(spec, ImageClassifier)

@@ -1,0 +1,80 @@
+"""Evaluation gives exactly the figures of training, from the checkpoint alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from litcifar import training
+from litcifar.config import EvaluateConfig, TrainConfig, check
+from litcifar.evaluation import Evaluation, evaluate
+from tests.conftest import Compose, as_dict
+
+RECIPES = {
+    "mlp": ("model=mlp", "model.hidden=[32]"),
+    "cnn": ("model.widths=[4,8]", "model.norm=conv", "augment=standard"),
+    "ema": ("model.widths=[4,8]", "model.norm=conv", "ema=0.8"),
+    "classes": ("model=mlp", "data.classes=[ship,cat,dog]"),
+    "smoothed": ("model=mlp", "model.label_smoothing=0.2", "model.l1=1e-3", "model.loss_reduction=sum"),
+    "bf16": ("model.widths=[4,8]", "trainer.precision=bf16-mixed"),
+    "whitened": ("model.widths=[8]", "model.stem=whitened", "model.mean=[.5,.5,.5]", "model.std=[.2,.2,.2]"),
+}
+
+
+def config(ckpt: Path, *overrides: str) -> EvaluateConfig:
+    return check(as_dict("evaluate", f"ckpt={ckpt}", *overrides), EvaluateConfig)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_evaluate_equals_train(compose: Compose, tmp_path: Path, recipe: str) -> None:
+    metrics = training.train(compose(*RECIPES[recipe], "trainer.max_epochs=3"), tmp_path)
+    val, test = evaluate(config(tmp_path / "best.ckpt"))
+    assert (val.split, test.split) == ("val", "test")
+    assert (val.acc, val.loss) == (metrics["val/acc"], metrics["val/loss"])
+    assert (test.acc, test.loss) == (metrics["test/acc"], metrics["test/loss"])
+
+
+def test_one_split_alone(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    (only,) = evaluate(config(tmp_path, "split=val"))
+    assert only.split == "val"
+    assert len(only.labels_N) == 50
+
+
+def test_the_data_can_lie_elsewhere(compose: Compose, tmp_path: Path, tiny_cifar10: Path) -> None:
+    metrics = training.train(compose("model=mlp"), tmp_path / "run")
+    (tmp_path / "moved").symlink_to(tiny_cifar10)
+    _, test = evaluate(config(tmp_path / "run", f"data.root={tmp_path / 'moved'}"))
+    assert test.acc == metrics["test/acc"]
+
+
+def test_other_images_than_those_of_training_are_noticed(
+    compose: Compose, tmp_path: Path, tiny_cifar10: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp"), tmp_path / "run")
+    folder = tmp_path / "other" / "cifar-10-batches-py"
+    shutil.copytree(tiny_cifar10 / "cifar-10-batches-py", folder)
+    shutil.copy(folder / "data_batch_1", folder / "data_batch_2")
+    evaluate(config(tmp_path / "run", f"data.root={tmp_path / 'other'}"))
+    assert "not the images that it was trained on" in capsys.readouterr().out
+
+
+def test_scores_of_each_class_and_the_confusion_matrix_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    predicted = torch.tensor([0, 0, 1, 1, 0, 0])
+    result = Evaluation("test", ["a", "b", "c"], 0.5, 1.0, torch.eye(3)[predicted], labels)
+    assert result.confusion().tolist() == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+    scores = result.per_class()
+    assert scores["precision"] == pytest.approx([2 / 4, 1 / 2, 0])
+    assert scores["recall"] == pytest.approx([2 / 3, 1 / 2, 0])
+    assert scores["F1"] == pytest.approx([4 / 7, 1 / 2, 0])
+
+
+def test_the_report_names_every_class(compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: TrainConfig = compose("model=mlp")
+    training.train(trained, tmp_path)
+    evaluate(config(tmp_path))
+    printed = capsys.readouterr().out
+    for name in ("airplane", "truck", "macro average", "precision", "recall", "F1", "val/acc", "test/loss"):
+        assert name in printed

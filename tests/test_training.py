@@ -1,0 +1,275 @@
+"""Training: what a run leaves behind, and that a resumed run is the one that was never stopped."""
+
+import csv
+import json
+import os
+import signal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from litcifar import training
+from litcifar.config import plain
+from litcifar.data import ShapesDataModule
+from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
+from litcifar.run_folder import read_metrics
+from tests.conftest import Compose
+
+CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
+MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augment=standard")
+
+
+def weights(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    return torch.load(run_dir / name, weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_checkpoints_metrics_and_figures(compose: Compose, tmp_path: Path) -> None:
+    config = compose("model=mlp", "seed=3", "logger=tensorboard")
+    metrics = training.train(config, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"best.ckpt", "last.ckpt", "metrics.csv", "metrics.json", "figures"}
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"curves.png", "confusion_matrix.png"}
+    assert not [p for p in tmp_path.rglob("*") if "=" in p.name]
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    promised = (
+        "name seed data val/acc val/loss test/acc test/loss best_epoch epochs params train_seconds images_per_second "
+        "device precision versions"
+    )
+    assert metrics.keys() >= set(promised.split())
+    assert metrics["name"] == "mlp"
+    assert metrics["seed"] == 3
+    assert metrics["data"] == "cifar10"
+    assert metrics["params"] == 3072 * 512 + 512 + 512 * 10 + 10
+    assert metrics["epochs"] == 2
+    assert metrics["precision"] == "32-true"
+
+
+def test_history_has_one_row_an_epoch_and_best_is_its_highest_validation_accuracy(
+    compose: Compose, tmp_path: Path
+) -> None:
+    metrics = training.train(compose("model=mlp", "trainer.max_epochs=4"), tmp_path)
+    history = rows(tmp_path)
+    assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4]
+    assert [int(row["step"]) for row in history] == [10, 20, 30, 40]
+    best = max(history, key=lambda row: float(row["val/acc"]))
+    assert metrics["best_epoch"] == int(best["epoch"]) == weights(tmp_path, "best.ckpt")["epoch"] + 1
+    assert metrics["val/acc"] == float(best["val/acc"])
+    assert all(float(row["images_per_second"]) > 0 for row in history)
+
+
+def test_training_learns_what_there_is_to_learn(compose: Compose, tmp_path: Path) -> None:
+    metrics = training.train(compose("model=mlp", "model.hidden=[64]", "trainer.max_epochs=15"), tmp_path)
+    assert metrics["test/acc"] > 0.6
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(compose: Compose, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(len(name) + seed)  # whatever was drawn before
+        training.train(compose(*CNN, f"seed={seed}"), tmp_path / name)
+    assert same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "b")["state_dict"])
+    assert not same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "c")["state_dict"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path, workers: int) -> None:
+    training.train(compose(*CNN, "trainer.max_epochs=1"), tmp_path / "0")
+    training.train(compose(*CNN, "trainer.max_epochs=1", f"data.num_workers={workers}"), tmp_path / "n")
+    assert same(weights(tmp_path / "0")["state_dict"], weights(tmp_path / "n")["state_dict"])
+
+
+def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Path) -> None:
+    metrics = training.train(compose("model=mlp", "test=false"), tmp_path)
+    assert metrics["test/acc"] is None
+    assert metrics["test/loss"] is None
+
+
+class StopAfter(Callback):
+    """Sends this process a signal in a training step, a validation step or at neither."""
+
+    def __init__(self, step: int, in_validation: bool) -> None:
+        self.step = step
+        self.in_validation = in_validation
+
+    def _strike(self, trainer: L.Trainer) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.in_validation:
+            self._strike(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.in_validation:
+            self._strike(trainer)
+
+
+@pytest.mark.parametrize("recipe", [CNN, MLP], ids=["cnn", "mlp_ema"])
+@pytest.mark.parametrize(("step", "in_validation"), [(3, False), (10, False), (14, False), (10, True), (30, True)])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    compose: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: tuple[str, ...],
+    step: int,
+    in_validation: bool,
+) -> None:
+    config = compose(*recipe, "trainer.max_epochs=3")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = training.train(config, whole)
+    with monkeypatch.context() as patch:
+        trainer = training.L.Trainer
+
+        def with_signal(*args: Any, callbacks: list[Callback], **kwargs: Any) -> L.Trainer:
+            return trainer(*args, callbacks=[StopAfter(step, in_validation), *callbacks], **kwargs)
+
+        patch.setattr(training.L, "Trainer", with_signal)
+        with pytest.raises(Interrupted, match="resume=") as stop:
+            training.train(config, stopped)
+    assert stop.value.exit_code == 143
+    assert read_metrics(stopped) is None
+    metrics = training.train(config, stopped)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert same(weights(whole)[part], weights(stopped)[part]), part
+    assert metrics["val/acc"] == expected["val/acc"]
+    assert metrics["test/loss"] == expected["test/loss"]
+    keys = ("epoch", "step", "lr", "train/acc", "val/acc", "val/loss")
+    assert [[row[key] for key in keys] for row in rows(whole)] == [[row[key] for key in keys] for row in rows(stopped)]
+    losses = [[float(row["train/loss"]) for row in rows(run)] for run in (whole, stopped)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # added up in another order
+
+
+def test_another_order_of_images_is_noticed(compose: Compose, tmp_path: Path) -> None:
+    """The comparison above can fail: a run that is shuffled differently does not pass it."""
+    training.train(compose(*CNN), tmp_path / "a")
+    training.train(compose(*CNN, "data.shuffle=false"), tmp_path / "b")
+    assert not same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "b")["state_dict"])
+
+
+def test_a_finished_run_is_returned_as_it_is_and_goes_on_for_more_epochs(compose: Compose, tmp_path: Path) -> None:
+    first = training.train(compose("model=mlp"), tmp_path)
+    assert training.train(compose("model=mlp"), tmp_path) == first
+    more = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
+    longer = training.train(more, tmp_path, changed=("resume", "trainer.max_epochs"))
+    assert longer["epochs"] == 3
+    assert len(rows(tmp_path)) == 3
+    assert longer["config"]["model"] == first["config"]["model"]  # mlp, although `more` was composed without model=mlp
+
+
+def test_a_resumed_run_keeps_its_recipe(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    changed = compose("model=mlp", f"resume={tmp_path}", "optim.lr=0.5")
+    with pytest.raises(ConfigError, match=r"optim\.lr=0\.5 \(was 0\.001\)"):
+        training.train(changed, tmp_path, changed=("resume", "optim.lr"))
+
+
+def test_a_folder_with_another_run_is_refused(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    before = weights(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.hidden=\[9\]"):
+        training.train(compose("model=mlp", "model.hidden=[9]"), tmp_path)
+    assert same(before["state_dict"], weights(tmp_path)["state_dict"])
+
+
+def test_early_stopping_and_gradient_clipping_reach_the_trainer(compose: Compose, tmp_path: Path) -> None:
+    overrides = ("model=mlp", "early_stopping=1", "optim.lr=1e-12", "trainer.gradient_clip_val=0.5")
+    metrics = training.train(compose(*overrides, "trainer.max_epochs=9"), tmp_path)
+    assert metrics["epochs"] == 2  # the accuracy cannot rise
+
+
+def test_ema_is_what_is_saved_and_evaluated(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp", "trainer.max_epochs=1"), tmp_path / "plain")
+    training.train(compose("model=mlp", "trainer.max_epochs=1", "ema=0.5"), tmp_path / "ema")
+    plain_weight, averaged = (weights(tmp_path / run)["state_dict"]["net.1.weight"] for run in ("plain", "ema"))
+    assert not torch.equal(plain_weight, averaged)
+    assert torch.allclose(plain_weight, averaged, atol=0.01)
+
+
+@pytest.mark.parametrize("rate", ["1e30", "1e38"])
+def test_divergence_stops_the_run_and_keeps_earlier_checkpoints(compose: Compose, tmp_path: Path, rate: str) -> None:
+    with pytest.raises(DivergedError, match="epoch 1"):
+        training.train(compose("model=mlp", f"optim.lr={rate}", "optim=sgd"), tmp_path)
+    assert not (tmp_path / "best.ckpt").exists()
+    assert read_metrics(tmp_path) is None
+
+
+def test_impossible_networks_and_optimizers_are_refused_before_the_data_is_touched(
+    compose: Compose, tmp_path: Path
+) -> None:
+    nowhere = f"data.root={tmp_path}/nowhere"
+    for override, message in {
+        "model.pool_size=8": "nothing is left",
+        "optim._target_=torch.optim.Nope": "no Optimizer",
+        "+optim.momentun=0.9": "momentun",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            training.train(compose(nowhere, override), tmp_path)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_only_auto_substitutes_and_says_so_everywhere(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ShapesDataModule, "sizes", (300, 100))
+    nowhere = ("model=mlp", f"data.root={tmp_path}/nowhere", "data.mirrors=[]", "data.val_size=50")
+    with pytest.raises(DataError, match="data=shapes"):
+        training.train(compose(*nowhere), tmp_path / "cifar10")
+    metrics = training.train(compose("data=auto", *nowhere), tmp_path / "auto")
+    assert metrics["data"] == "shapes"
+    assert metrics["substituted"]
+    assert metrics["config"]["data"]["_target_"] == "litcifar.data.ShapesDataModule"
+    assert weights(tmp_path / "auto", "best.ckpt")["litcifar"]["data"] == "shapes"
+    printed = capsys.readouterr().out
+    assert "could not be had: training on the built-in shapes instead" in printed
+    assert "These figures are on the built-in shapes, not on CIFAR-10" in printed
+
+
+def test_auto_takes_what_is_on_disk(compose: Compose, tmp_path: Path, tiny_cifar10: Path) -> None:
+    config = compose("data=auto", "model=mlp", f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50")
+    metrics = training.train(config, tmp_path)
+    assert metrics["data"] == "cifar10"
+    assert metrics["substituted"] is None
+
+
+def test_the_end_says_where_the_results_are_and_what_to_run_next(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    printed = capsys.readouterr().out
+    for words in (
+        "epoch 2/2",
+        "best epoch",
+        f"litcifar-evaluate ckpt={tmp_path}/best.ckpt",
+        "litcifar-compare",
+        "left",
+    ):
+        assert words in printed
+    assert "total" in printed  # of the layers' table
+    assert "1,578,506" in printed
+
+
+def test_the_checkpoint_holds_plain_data_alone(compose: Compose, tmp_path: Path) -> None:
+    config = compose("model=mlp", "data.classes=[cat,dog]")
+    training.train(config, tmp_path)
+    known = weights(tmp_path, "best.ckpt")["litcifar"]
+    assert known["config"] == plain(config)
+    assert known["versions"]["torch"] == version("torch")
+    assert weights(tmp_path, "best.ckpt")["hyper_parameters"]["classes"] == ["cat", "dog"]
