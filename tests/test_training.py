@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from litcifar import training
+from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
 from litcifar.data import ShapesDataModule
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
@@ -171,6 +172,7 @@ def test_a_finished_run_is_returned_as_it_is_and_goes_on_for_more_epochs(compose
     longer = training.train(more, tmp_path, changed=("resume", "trainer.max_epochs"))
     assert longer["epochs"] == 3
     assert len(rows(tmp_path)) == 3
+    assert config_of(read(tmp_path / "last.ckpt")).trainer.max_epochs == 3
     assert longer["config"]["model"] == first["config"]["model"]  # mlp, although `more` was composed without model=mlp
 
 
@@ -237,6 +239,9 @@ def test_only_auto_substitutes_and_says_so_everywhere(
     assert metrics["substituted"]
     assert metrics["config"]["data"]["_target_"] == "litcifar.data.ShapesDataModule"
     assert weights(tmp_path / "auto", "best.ckpt")["litcifar"]["data"] == "shapes"
+    assert weights(tmp_path / "auto", "best.ckpt")["litcifar"]["substituted"] == metrics["substituted"]
+    longer = compose("data=auto", *nowhere, f"resume={tmp_path / 'auto'}", "trainer.max_epochs=3")
+    assert training.train(longer, tmp_path / "auto", ("trainer.max_epochs",))["substituted"] == metrics["substituted"]
     printed = capsys.readouterr().out
     assert "could not be had: training on the built-in shapes instead" in printed
     assert "These figures are on the built-in shapes, not on CIFAR-10" in printed

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from litcifar.config import flat
 from litcifar.errors import CheckpointError, MachineError
+from litcifar.run_folder import LAST, METRICS
 
 # Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was
 # interrupted, what else is measured or shown, where the files came from (`data` and `fingerprint` tell what was read).
@@ -52,12 +54,12 @@ class Run(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """Return what tells a row from another: the data read and the config without FREE, by dotted key."""
-        flat = {"fingerprint": self.fingerprint[:8], **_flat(self.config)}
+        keys = {"fingerprint": self.fingerprint[:8], **flat(self.config)}
         free = tuple(f"{key}." for key in FREE)
         return {
             "name": self.name,
             "data": self.data,
-            **{key: value for key, value in flat.items() if not f"{key}.".startswith(free)},
+            **{key: value for key, value in keys.items() if not f"{key}.".startswith(free)},
         }
 
 
@@ -117,18 +119,18 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             raise CheckpointError(f"'{top}' is not a folder - give one that holds runs, such as outputs")
         for name, subfolders, files in os.walk(top):
             folder = Path(name)
-            if "metrics.json" in files:
+            if METRICS in files:
                 try:
-                    run = Run.model_validate_json((folder / "metrics.json").read_bytes())
+                    run = Run.model_validate_json((folder / METRICS).read_bytes())
                     runs.setdefault(folder.resolve(), run.model_copy(update={"folder": folder}))
                 except (OSError, ValidationError) as error:
                     damaged[folder.resolve()] = f"{folder / 'metrics.json'} is left out: {_reason(error)}"
-            elif ".hydra" in subfolders or "last.ckpt" in files:
+            elif ".hydra" in subfolders or LAST in files:
                 unfinished.add(folder.resolve())
     notes = list(damaged.values())
     if unfinished:
         notes.append(f"{_count(len(unfinished))} not listed: unfinished, without metrics.json")
-    return sorted(runs.values(), key=lambda run: (run.folder / "metrics.json").stat().st_mtime), notes
+    return sorted(runs.values(), key=lambda run: (run.folder / METRICS).stat().st_mtime), notes
 
 
 def rank(runs: Iterable[Run]) -> list[Row]:
@@ -227,13 +229,6 @@ def _short(value: object) -> str:
     if isinstance(value, str):
         return value.rpartition(".")[2] if "." in value and value.replace(".", "").isidentifier() else value
     return json.dumps(value, separators=(",", ":"))
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _or_last(accuracy: float | None) -> float:

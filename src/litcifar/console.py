@@ -11,7 +11,8 @@ from rich.console import Console
 
 def console() -> Console:
     """Standard output; lines are not cut to 80 columns where it is a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else 160, highlight=False, soft_wrap=not terminal)
 
 
 def short(path: Path) -> str:

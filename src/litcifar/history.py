@@ -9,8 +9,11 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 COLUMNS = ("epoch", "step", "lr", "train/acc", "train/loss", "val/acc", "val/loss", "seconds", "images_per_second")
+
+BAR_SECONDS = 0.2  # between two looks of the progress bar
 
 
 class History(Checkpoint):
@@ -21,9 +24,18 @@ class History(Checkpoint):
     its checkpoint knows. `epoch` counts from 1; `seconds` and `images_per_second` are of the training batches alone.
     """
 
-    def __init__(self, csv_path: Path, console: Console) -> None:
+    def __init__(self, csv_path: Path, console: Console, progress_bar: bool = True) -> None:
         self.csv_path = csv_path
         self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+            transient=True,
+            disable=not (progress_bar and console.is_terminal),
+        )
+        self._next_look = 0.0
         self.rows: list[dict[str, float]] = []
         self._epoch: dict[str, float] = {"images": 0, "seconds": 0.0}  # of the epoch that is being trained
         self._start = 0.0
@@ -42,6 +54,8 @@ class History(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter() - self._epoch["seconds"]
+        self.bar.add_task("", total=trainer.num_training_batches, rate="")
+        self.bar.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch = {"images": 0, "seconds": 0.0}
@@ -53,7 +67,14 @@ class History(Checkpoint):
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self._epoch["images"] += len(batch[1])
-        self._epoch["seconds"] = time.perf_counter() - self._start
+        now = time.perf_counter()
+        self._epoch["seconds"] = now - self._start
+        if now > self._next_look and not self.bar.disable:
+            self._next_look = now + BAR_SECONDS
+            self._show(trainer, batch_idx + 1)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.bar.stop()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch |= _known(trainer)
@@ -79,6 +100,16 @@ class History(Checkpoint):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
+
+    def _show(self, trainer: L.Trainer, batches: int) -> None:
+        rate = self._epoch["images"] / self._epoch["seconds"]
+        total, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
+        left = self._epoch["seconds"] / batches * ((epochs - trainer.current_epoch) * total - batches)
+        known = [f"{name} {100 * self.rows[-1][name]:.2f} %" for name in ("train/acc", "val/acc") if self.rows]
+        text = "  ".join([f"{rate:,.0f} images/s", f"{duration(left)} left", *known])
+        self.bar.update(
+            TaskID(0), completed=batches, description=f"epoch {trainer.current_epoch + 1}/{epochs}", rate=text
+        )
 
     def _line(self, row: dict[str, float], epochs: int) -> str:
         parts = [f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"]

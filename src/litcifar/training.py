@@ -1,8 +1,6 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
 import platform
-import signal
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -10,25 +8,23 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.callbacks.progress import RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 from litcifar import checkpoints, figures
 from litcifar.config import ShapesConfig, TrainConfig, build, check, flat, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
-from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, MachineError
-from litcifar.evaluation import evaluate_model
+from litcifar.errors import ConfigError, DataError, MachineError
+from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
+from litcifar.layers import layer_table
 from litcifar.models import MLP, ImageClassifier
 from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
+from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
@@ -44,7 +40,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     """
     console = make_console()
     quiet()
-    checkpoint_path, config = _continued(config, run_dir, changed)
+    checkpoint_path, config, substituted = _continued(config, run_dir, changed)
     finished = _finished(run_dir, config)
     if finished:
         console.print(
@@ -57,7 +53,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
         raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
-    data, config, substituted = _data(config, console)
+    data, config, reason_for_shapes = _data(config, console)
+    substituted = reason_for_shapes or substituted
     model = _model(config, data)
     precision, reason = _precision(config, model, cuda)
     data.setup()
@@ -66,6 +63,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         "format_version": checkpoints.FORMAT_VERSION,
         "config": plain(config),
         "data": data.name,
+        "substituted": substituted,
         "fingerprint": data.fingerprint,
         "precision": precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -76,38 +74,22 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
 
-    console.print(_layers(model))
-    history = History(run_dir / HISTORY, console)
+    console.print(layer_table(model))
+    history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
     trainer = _trainer(config, run_dir, precision, history)
     start = time.perf_counter()
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
-    best = history.best
-    if best is None:
+    if history.best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
     trained = checkpoints.model_of(checkpoints.read(run_dir / BEST))
     split = "test" if config.test else "val"
     answers = evaluate_model(trained, data, split, config, precision, config.trainer.accelerator)
-    seconds = [row["seconds"] for row in history.rows]
     metrics = {
-        "name": config.name,
-        "seed": config.seed,
-        "data": data.name,
-        "substituted": substituted,
-        "val/acc": best["val/acc"],
-        "val/loss": best["val/loss"],
-        "test/acc": answers.acc if config.test else None,
-        "test/loss": answers.loss if config.test else None,
-        "best_epoch": int(best["epoch"]),
-        "epochs": len(history.rows),
+        **_figures(config, history, answers),
         "params": sum(p.numel() for p in model.parameters()),
-        "train_seconds": sum(seconds),
-        "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in history.rows) / sum(seconds),
         "device": device,
-        "precision": precision,
-        "versions": model.provenance["versions"],
-        "fingerprint": data.fingerprint,
+        **{key: value for key, value in model.provenance.items() if key != "format_version"},
         "class_counts": counts,
-        "config": plain(config),
     }
     figures.draw_run(run_dir / FIGURES, history.rows, answers)
     write_metrics(run_dir, metrics)
@@ -115,77 +97,26 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     return metrics
 
 
-class Steps(Checkpoint):
-    """What happens around every step: its own random numbers, a look at the loss, and an orderly stop.
-
-    A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
-    Dropout's random numbers are a function of seed and step, so a resumed run draws those of an uninterrupted one.
-    The loss is looked at ten times an epoch: reading it waits for the device. On the first SIGINT or SIGTERM the step
-    is finished and `last.ckpt` is written; on the second the process ends at once.
-    """
-
-    def __init__(self, seed: int, run_dir: Path) -> None:
-        self.seed = seed
-        self.run_dir = run_dir
-        self.signal_number = 0
-        self._handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning has put its own handler for SIGTERM, and takes it away after the run.
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        tenth = max(1, int(trainer.num_training_batches) // 10)
-        if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
-            self._check(outputs["loss"], trainer)
-        # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
-        if self.signal_number and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.run_dir / LAST)
-            self._interrupt(trainer)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.signal_number:
-            self._interrupt(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.signal_number:
-            self._interrupt(trainer)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _check(self, loss: Tensor, trainer: L.Trainer) -> None:
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1}, by step {trainer.global_step} - "
-                "lower optim.lr or set trainer.gradient_clip_val; earlier epochs' checkpoints are kept"
-            )
-
-    def _stop(self, signal_number: int, frame: Any) -> None:
-        self.signal_number = signal_number
-        signal.signal(signal_number, signal.SIG_DFL)
-
-    def _interrupt(self, trainer: L.Trainer) -> None:
-        name = signal.Signals(self.signal_number).name
-        raise Interrupted(
-            f"stopped by {name} in epoch {trainer.current_epoch + 1} after step {trainer.global_step} - "
-            f"go on with: litcifar-train resume={short(self.run_dir)}",
-            self.signal_number,
-        )
+def _figures(config: TrainConfig, history: History, answers: Evaluation) -> dict[str, Any]:
+    """The part of metrics.json that was measured; the validation figures are those of best.ckpt."""
+    best, rows = history.best or {}, history.rows
+    seconds = sum(row["seconds"] for row in rows)
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "val/acc": best["val/acc"],
+        "val/loss": best["val/loss"],
+        "test/acc": answers.acc if config.test else None,
+        "test/loss": answers.loss if config.test else None,
+        "best_epoch": int(best["epoch"]),
+        "epochs": len(rows),
+        "train_seconds": seconds,
+        "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds,
+    }
 
 
 def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
-    options = config.trainer.model_dump() | {"precision": precision}
+    options = config.trainer.model_dump() | {"precision": precision, "enable_progress_bar": False}  # `History` has one
     logger: Logger | bool = False
     if config.logger:
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
@@ -196,9 +127,6 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     if config.early_stopping:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.early_stopping))
-    options["enable_progress_bar"] &= history.console.is_terminal
-    if options["enable_progress_bar"]:
-        callbacks.append(RichProgressBar(leave=False))
     same_file: dict[str, Any] = {"dirpath": run_dir, "enable_version_counter": False, "auto_insert_metric_name": False}
     callbacks += [
         ModelCheckpoint(
@@ -262,16 +190,19 @@ def _precision(config: TrainConfig, model: ImageClassifier, cuda: bool) -> tuple
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
 
 
-def _continued(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> tuple[Path | None, TrainConfig]:
-    """The checkpoint to go on from, if there is one, and the configuration to go on with."""
+def _continued(
+    config: TrainConfig, run_dir: Path, changed: tuple[str, ...]
+) -> tuple[Path | None, TrainConfig, str | None]:
+    """The checkpoint to go on from, if any, the configuration to go on with, and why its data are the shapes."""
     if config.resume:
         path = find_checkpoint(config.resume, LAST)
     elif (run_dir / LAST).is_file():
         path = run_dir / LAST
         changed = tuple(flat(plain(config)))
     else:
-        return None, config
-    saved = checkpoints.config_of(checkpoints.read(path))
+        return None, config, None
+    checkpoint = checkpoints.read(path)
+    saved = checkpoints.config_of(checkpoint)
     old, new = flat(plain(saved)), flat(plain(config))
     different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
     refused = [
@@ -283,7 +214,8 @@ def _continued(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> 
     merged = OmegaConf.create(plain(saved))
     for key in different:
         OmegaConf.update(merged, key, new[key])
-    return path, check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
+    resumed = check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
+    return path, resumed, checkpoint["litcifar"]["substituted"]
 
 
 def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -293,22 +225,6 @@ def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
         return None
     same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
     return metrics if same_length and (metrics["test/acc"] is not None or not config.test) else None
-
-
-def _layers(model: ImageClassifier) -> Table:
-    """Each layer with its output shape, parameters, and forward FLOPs for one image (a multiply-add counts as two)."""
-    summary = ModelSummary(model, max_depth=-1)
-    table = Table("layer", "type", box=None, pad_edge=False)
-    for column in ("output shape", "parameters", "FLOPs"):
-        table.add_column(column, justify="right")
-    leaves = {name for name, module in model.net.named_modules(prefix="net") if not list(module.children())}
-    flops = {name: sum(of_kind.values()) for name, of_kind in summary.flop_counts.items()}
-    rows = zip(summary.layer_names, summary.layer_types, summary.out_sizes, summary.param_nums, strict=True)
-    for name, kind, shape, params in rows:
-        if name in leaves:
-            table.add_row(name, kind, "x".join(map(str, shape[1:])), f"{params:,}", f"{flops.get(name, 0):,}")
-    table.add_row("total", "", "", f"{summary.total_parameters:,}", f"{summary.total_flops:,}", style="bold")
-    return table
 
 
 def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, seconds: float) -> None:
@@ -330,4 +246,4 @@ def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, seconds: 
         "train on": f"litcifar-train resume={folder} trainer.max_epochs={twice}",
         "compare": "litcifar-compare outputs",
     }.items():
-        say(f"{what:9} {command}")
+        say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece

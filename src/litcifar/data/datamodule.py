@@ -121,7 +121,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         images, labels, indices = self._sets["train"]
-        batches = EpochBatches(indices, self.batch_size, self.seed if self.shuffle else None, self.drop_last, self)
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches, again and again
+        seed = self.seed if self.shuffle and not overfit else None
+        batches = EpochBatches(indices, self.batch_size, seed, self.drop_last, self)
         return self._loader(Images(images, labels, with_index=True), batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

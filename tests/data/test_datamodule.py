@@ -1,0 +1,524 @@
+"""The data module: who is in which split, in what order batches come, and what a step gets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+from litcifar.data import CIFAR10DataModule, ImageFolderDataModule, ShapesDataModule, cifar10_archive, cifar10_files
+from litcifar.data.augment import Augment
+from litcifar.data.datamodule import Arrays, ImageDataModule
+from litcifar.errors import ConfigError, DataError
+
+# Lightning compares the workers with the processors, but the images are in memory. Workers are forked by PyTorch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+TRAIN, TEST, VAL = 200, 40, 50  # images of `tiny_cifar10`, and how many of the training images are held out
+Make = Callable[..., CIFAR10DataModule]
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def files(tiny_cifar10: Path) -> Arrays:
+    """Training images, training labels, test images, test labels, as they lie in the files."""
+    return cifar10_files.read(tiny_cifar10, verify=False)
+
+
+@pytest.fixture
+def make(tiny_cifar10: Path) -> Make:
+    """A data module that has read the tiny CIFAR-10."""
+
+    def make(**options: Any) -> CIFAR10DataModule:
+        data = CIFAR10DataModule(root=str(tiny_cifar10), verify=False, **{"val_size": VAL, **options})
+        data.setup()
+        return data
+
+    return make
+
+
+class Recorder(L.LightningModule):
+    """Keeps every batch that it gets, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.epochs: list[list[Batch]] = []
+        self.evaluated: list[Batch] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append([])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self.epochs[-1].append(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluated.append(batch)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(epochs: int = 1) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def fitted(data: L.LightningDataModule, epochs: int = 1) -> Recorder:
+    recorder = Recorder()
+    trainer(epochs).fit(recorder, datamodule=data)
+    return recorder
+
+
+def places(batches: DataLoader | list[Batch], images: np.ndarray) -> list[int]:
+    """Where in `images` those of the batches are, one after another."""
+    place = {image.tobytes(): row for row, image in enumerate(images)}
+    return [place[image.numpy().tobytes()] for batch in batches for image in batch[0]]
+
+
+def labels_of(batches: DataLoader | list[Batch]) -> list[int]:
+    return [int(label) for batch in batches for label in batch[1]]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for c, d in zip(a, b, strict=True) for x, y in zip(c, d, strict=True)
+    )
+
+
+# --- Splits
+
+
+def test_splits_have_the_sizes_asked_for_and_share_no_image(make: Make, files: Arrays) -> None:
+    data = make()
+    train, val = (places(data.loader(split), files[0]) for split in ("train", "val"))
+    assert (len(train), len(val)) == (TRAIN - VAL, VAL)
+    assert sorted(train + val) == list(range(TRAIN))
+
+
+@pytest.mark.parametrize("split_seed", [42, 7])
+def test_splits_are_those_of_torchs_random_split(make: Make, files: Arrays, split_seed: int) -> None:
+    generator = torch.Generator().manual_seed(split_seed)
+    subsets = random_split(TensorDataset(torch.arange(TRAIN)), [TRAIN - VAL, VAL], generator)
+    data = make(split_seed=split_seed)
+    assert [places(data.loader(split), files[0]) for split in ("train", "val")] == [list(s.indices) for s in subsets]
+
+
+def test_split_seed_is_42_unless_set(make: Make, files: Arrays) -> None:
+    assert places(make().val_dataloader(), files[0]) == places(make(split_seed=42).val_dataloader(), files[0])
+
+
+def test_splits_do_not_depend_on_the_runs_seed(make: Make, files: Arrays) -> None:
+    torch.manual_seed(1)
+    first = places(make(seed=1).val_dataloader(), files[0])
+    torch.manual_seed(2)
+    assert places(make(seed=2).val_dataloader(), files[0]) == first
+
+
+def test_without_split_seed_the_last_images_are_held_out(make: Make, files: Arrays) -> None:
+    data = make(split_seed=None)
+    assert places(data.loader("train"), files[0]) == list(range(TRAIN - VAL))
+    assert places(data.loader("val"), files[0]) == list(range(TRAIN - VAL, TRAIN))
+
+
+@pytest.mark.parametrize("split_seed", [42, None])
+def test_test_set_is_that_of_the_files(make: Make, files: Arrays, split_seed: int | None) -> None:
+    batches = make(split_seed=split_seed).test_dataloader()
+    assert places(batches, files[2]) == list(range(TEST))
+    assert labels_of(batches) == files[3].tolist()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_image_keeps_its_label(make: Make, files: Arrays, split: str) -> None:
+    batches = make().loader(split)
+    assert labels_of(batches) == files[1][places(batches, files[0])].tolist()
+
+
+@pytest.mark.parametrize("val_size", [TRAIN, TRAIN + 1])
+def test_validation_set_that_leaves_nothing_to_train_on_is_refused(make: Make, val_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"data.val_size={val_size} leaves nothing of 200 images"):
+        make(val_size=val_size)
+
+
+def test_validation_set_may_leave_a_single_image(make: Make) -> None:
+    assert sum(make(val_size=TRAIN - 1).class_counts()["train"].values()) == 1
+
+
+def test_train_images_are_the_first_of_the_training_split(make: Make, files: Arrays) -> None:
+    data = make()
+    images = data.train_images(7)
+    assert images.dtype == torch.uint8
+    assert places([(images, images)], files[0]) == places(data.loader("train"), files[0])[:7]
+
+
+def test_train_images_are_no_more_than_there_are(make: Make) -> None:
+    assert len(make().train_images(5000)) == TRAIN - VAL
+
+
+# --- Classes
+
+
+def test_all_classes_are_kept_by_default(make: Make) -> None:
+    assert make().classes == list(cifar10_files.CLASSES)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_chosen_classes_are_kept_and_relabelled_in_their_order(make: Make, files: Arrays, split: str) -> None:
+    images, labels = files[2:] if split == "test" else files[:2]
+    every, chosen = make().loader(split), make(classes=["ship", "cat"]).loader(split)
+    new_label = {cifar10_files.CLASSES.index("ship"): 0, cifar10_files.CLASSES.index("cat"): 1}
+    kept = [place for place in places(every, images) if labels[place] in new_label]
+    assert places(chosen, images) == kept
+    assert labels_of(chosen) == [new_label[labels[place]] for place in kept]
+
+
+def test_chosen_classes_are_the_classes(make: Make) -> None:
+    assert make(classes=["ship", "cat"]).classes == ["ship", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem"),
+    [
+        (["cat", "boat"], "unknown class 'boat' - choose from airplane, automobile"),
+        (["cat", "dog", "cat"], "a class stands twice"),
+    ],
+    ids=["unknown", "doubled"],
+)
+def test_classes_that_cannot_be_chosen_are_refused(make: Make, classes: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as error:
+        make(classes=classes)
+    assert "\n" not in str(error.value)
+
+
+def test_split_that_the_chosen_classes_leave_empty_is_refused(make: Make, files: Arrays) -> None:
+    first, last = (cifar10_files.CLASSES[files[1][row]] for row in (0, TRAIN - 1))
+    other = next(name for name in cifar10_files.CLASSES if name not in (first, last))
+    with pytest.raises(DataError, match="val split of 'cifar10' has no images"):
+        make(split_seed=None, val_size=1, classes=[first, other])
+
+
+def test_class_counts_are_those_of_the_labels(make: Make, files: Arrays) -> None:
+    data = make()
+    for split, labels in (("train", files[1]), ("val", files[1]), ("test", files[3])):
+        rows = places(data.loader(split), files[2] if split == "test" else files[0])
+        by_hand = {name: int((labels[rows] == label).sum()) for label, name in enumerate(cifar10_files.CLASSES)}
+        assert data.class_counts()[split] == by_hand
+
+
+def test_class_counts_are_of_the_chosen_classes_alone(make: Make, files: Arrays) -> None:
+    cat, ship = (cifar10_files.CLASSES.index(name) for name in ("cat", "ship"))
+    test_counts = np.bincount(files[3])
+    counts = make(classes=["ship", "cat"]).class_counts()
+    assert list(counts["test"].items()) == [("ship", test_counts[ship]), ("cat", test_counts[cat])]
+    assert sum(counts[split]["cat"] for split in ("train", "val")) == np.bincount(files[1])[cat]
+
+
+# --- Batches
+
+
+def test_batches_are_bytes_and_int64_and_the_last_is_smaller(make: Make) -> None:
+    (epoch,) = fitted(make(batch_size=16)).epochs
+    assert [tuple(images.shape) for images, _ in epoch] == [(16, 32, 32, 3)] * 9 + [(6, 32, 32, 3)]
+    assert [tuple(labels.shape) for _, labels in epoch] == [(16,)] * 9 + [(6,)]
+    assert {(images.dtype, labels.dtype) for images, labels in epoch} == {(torch.uint8, torch.int64)}
+
+
+def test_evaluation_batches_have_a_size_of_their_own(make: Make) -> None:
+    data = make(batch_size=16, eval_batch_size=30)
+    for batches, sizes in ((data.val_dataloader(), [30, 20]), (data.test_dataloader(), [30, 10])):
+        assert [len(images) for images, _ in batches] == sizes
+        assert {(images.dtype, labels.dtype) for images, labels in batches} == {(torch.uint8, torch.int64)}
+
+
+def test_drop_last_leaves_the_smaller_batch_out(make: Make) -> None:
+    data = make(batch_size=16, drop_last=True)
+    assert len(data.train_dataloader()) == 9
+    assert [len(images) for images, _ in fitted(data).epochs[0]] == [16] * 9
+
+
+def test_drop_last_keeps_a_last_batch_that_is_full(make: Make) -> None:
+    assert [len(images) for images, _ in fitted(make(batch_size=15, drop_last=True)).epochs[0]] == [15] * 10
+
+
+def test_drop_last_does_not_touch_evaluation(make: Make) -> None:
+    assert [len(images) for images, _ in make(batch_size=16, eval_batch_size=30, drop_last=True).val_dataloader()] == [
+        30,
+        20,
+    ]
+
+
+def test_drop_last_that_leaves_no_batch_is_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"data\.batch_size=151 is larger than the 150 training images"):
+        make(batch_size=151, drop_last=True)
+
+
+def test_loader_is_in_a_fixed_order_and_not_augmented(make: Make, files: Arrays) -> None:
+    loader = make(augment={"translate": 4}).loader("train")
+    assert places(loader, files[0]) == places(loader, files[0]) == places(make().loader("train"), files[0])
+
+
+# --- The order of an epoch
+
+
+def epochs(data: ImageDataModule, files: Arrays, count: int = 3) -> list[list[int]]:
+    return [places(epoch, files[0]) for epoch in fitted(data, count).epochs]
+
+
+def test_every_training_image_comes_once_an_epoch(make: Make, files: Arrays) -> None:
+    data = make(batch_size=16)
+    training = sorted(places(data.loader("train"), files[0]))
+    assert [sorted(epoch) for epoch in epochs(data, files)] == [training] * 3
+
+
+def test_every_epoch_has_an_order_of_its_own(make: Make, files: Arrays) -> None:
+    first, second, third = epochs(make(), files)
+    assert first != second != third != first
+    assert places(make().loader("train"), files[0]) not in (first, second, third)
+
+
+def test_order_is_a_function_of_seed_and_epoch(make: Make, files: Arrays) -> None:
+    torch.manual_seed(1)
+    first = epochs(make(seed=5), files)
+    torch.manual_seed(2)
+    assert epochs(make(seed=5), files, count=2) == first[:2]
+
+
+def test_another_seed_gives_another_order(make: Make, files: Arrays) -> None:
+    assert epochs(make(seed=5), files, count=1) != epochs(make(seed=6), files, count=1)
+
+
+def test_without_shuffle_every_epoch_has_the_splits_order(make: Make, files: Arrays) -> None:
+    data = make(shuffle=False)
+    assert epochs(data, files) == [places(data.loader("train"), files[0])] * 3
+
+
+def test_batches_draw_no_global_random_numbers(make: Make) -> None:
+    data = make()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert len(list(data.train_dataloader())) == 3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_change_nothing(make: Make) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "augment": {"flip": "alternating", "translate": 2}}
+    alone, helped = (fitted(make(num_workers=workers, **options), epochs=2).epochs for workers in (0, 2))
+    assert same(alone[0], helped[0])
+    assert same(alone[1], helped[1])
+
+
+# --- Augmentation
+
+AUGMENT: dict[str, Any] = {"flip": "random", "translate": 3, "cutout": 4}
+
+
+def test_training_batches_are_what_augment_makes_of_them_for_seed_epoch_and_step(make: Make) -> None:
+    data = make(batch_size=64, shuffle=False, augment=AUGMENT, seed=5)
+    augment = Augment(**AUGMENT, seed=5)
+    plain = [(images, labels) for images, labels in make(eval_batch_size=64).loader("train")]
+    for epoch, batches in enumerate(fitted(data, epochs=2).epochs):
+        assert same(batches, [augment(*batch, epoch=epoch, step=step) for step, batch in enumerate(plain)])
+
+
+def test_alternating_flip_shows_the_other_side_in_the_next_epoch(make: Make, files: Arrays) -> None:
+    batches = fitted(make(augment={"flip": "alternating"}), epochs=3).epochs
+    row = {image.tobytes(): (place, False) for place, image in enumerate(files[0])}
+    row |= {image[:, ::-1].tobytes(): (place, True) for place, image in enumerate(files[0])}
+    first, second, third = (dict(row[x.numpy().tobytes()] for images, _ in epoch for x in images) for epoch in batches)
+    assert set(first.values()) == {False, True}
+    assert second == {place: not flipped for place, flipped in first.items()}
+    assert third == first
+
+
+def test_validation_and_test_batches_are_never_augmented(make: Make, files: Arrays) -> None:
+    data = make(augment=AUGMENT)
+    recorder, run = Recorder(), trainer()
+    run.fit(recorder, datamodule=data)
+    assert places(recorder.evaluated, files[0]) == places(data.loader("val"), files[0])
+    recorder.evaluated.clear()
+    run.test(recorder, datamodule=data, verbose=False)
+    assert places(recorder.evaluated, files[2]) == list(range(TEST))
+
+
+def test_without_augmentation_training_images_are_those_of_the_files(make: Make, files: Arrays) -> None:
+    (order,) = epochs(make(), files, count=1)  # a KeyError where an image is none of the files'
+    assert len(order) == TRAIN - VAL
+
+
+@pytest.mark.parametrize(("classes", "columns"), [(None, 10), (["ship", "cat", "dog"], 3)])
+def test_mixup_makes_labels_probabilities_of_the_classes_in_use(
+    make: Make, classes: list[str] | None, columns: int
+) -> None:
+    for images, labels in fitted(make(classes=classes, augment={"mixup": 1.0})).epochs[0]:
+        assert images.dtype == torch.uint8
+        assert labels.shape == (len(images), columns)
+        assert labels.is_floating_point()
+        torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+
+
+# --- Fingerprint and reading
+
+
+class Altered(CIFAR10DataModule):
+    """The tiny CIFAR-10 with one value changed, in one of the four arrays."""
+
+    array = 0
+
+    def read(self) -> Arrays:
+        arrays = [array.copy() for array in super().read()]
+        arrays[self.array].flat[5] ^= 1
+        return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+@pytest.mark.parametrize("array", range(4), ids=["train_pixel", "train_label", "test_pixel", "test_label"])
+def test_fingerprint_changes_with_a_single_value(make: Make, tiny_cifar10: Path, array: int) -> None:
+    data = Altered(root=str(tiny_cifar10), verify=False, val_size=VAL)
+    data.array = array
+    data.setup()
+    assert data.fingerprint != make().fingerprint
+
+
+def test_fingerprint_is_of_the_files_alone(make: Make) -> None:
+    other = make(val_size=20, split_seed=1, seed=3, batch_size=5, classes=["cat", "dog"], shuffle=False)
+    assert len(other.fingerprint) == 64
+    assert other.fingerprint == make().fingerprint
+
+
+def test_images_are_read_once(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CIFAR10DataModule(root=str(tiny_cifar10), verify=False, val_size=VAL)
+    read = Mock(return_value=data.read())
+    monkeypatch.setattr(data, "read", read)
+    data.setup("fit")
+    data.setup("test")
+    read.assert_called_once()
+
+
+def test_nothing_is_downloaded_where_the_files_are(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10_archive, "fetch", fetch := Mock())
+    CIFAR10DataModule(root=str(tiny_cifar10)).prepare_data()
+    fetch.assert_not_called()
+
+
+def test_missing_files_are_fetched_from_the_mirrors_in_the_time_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10_archive, "fetch", fetch := Mock())
+    CIFAR10DataModule(root=str(tmp_path), mirrors=["a", "b"], download_seconds=9).prepare_data()
+    fetch.assert_called_once_with(tmp_path, ["a", "b"], 9)
+
+
+# --- Every data set has the same interface
+
+
+def shapes_module(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> ImageDataModule:
+    monkeypatch.setattr(ShapesDataModule, "sizes", (60, 20))
+    return ShapesDataModule(**options)
+
+
+def folder_module(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> ImageDataModule:
+    """Classes cat (dark) and dog (bright) of 30 + 10 images each, 12 pixels high and wide."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 10)):
+        for name, low in (("cat", 0), ("dog", 128)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(low, low + 128, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
+    return ImageFolderDataModule(root=str(folder), image_size=12, **options)
+
+
+@pytest.fixture(params=[shapes_module, folder_module], ids=["shapes", "image_folder"])
+def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageDataModule:
+    """60 training images and 20 test images that are not CIFAR-10's, ten of them for validation."""
+    return request.param(tmp_path, monkeypatch, batch_size=16, val_size=10, augment={"flip": "random"})
+
+
+def test_other_data_sets_give_batches_of_their_size(other: ImageDataModule) -> None:
+    size = other.image_size
+    (epoch,) = fitted(other).epochs
+    assert [tuple(images.shape) for images, _ in epoch] == [(n, size, size, 3) for n in (16, 16, 16, 2)]
+    assert {(images.dtype, labels.dtype) for images, labels in epoch} == {(torch.uint8, torch.int64)}
+
+
+def test_other_data_sets_are_split_and_counted(other: ImageDataModule) -> None:
+    other.setup()
+    counts = other.class_counts()
+    assert {split: sum(of_class.values()) for split, of_class in counts.items()} == {"train": 50, "val": 10, "test": 20}
+    assert all(list(of_class) == other.classes == list(other.class_names) for of_class in counts.values())
+    assert set(counts["test"].values()) == {20 // len(other.classes)}
+
+
+def test_other_data_sets_need_no_download(other: ImageDataModule) -> None:
+    other.prepare_data()
+    other.setup()
+    assert len(other.fingerprint) == 64
+
+
+def test_other_data_sets_have_names(other: ImageDataModule) -> None:
+    assert other.name == ("shapes" if isinstance(other, ShapesDataModule) else "image_folder")
+
+
+def test_image_folders_labels_are_those_of_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = folder_module(tmp_path, monkeypatch, val_size=10)
+    data.setup()
+    assert data.classes == ["cat", "dog"]
+    for split in ("train", "val", "test"):
+        ((images, labels),) = data.loader(split)
+        assert torch.equal((images.float().mean((1, 2, 3)) > 127).long(), labels)
+
+
+def test_image_folders_images_get_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = folder_module(tmp_path, monkeypatch, val_size=10)
+    data.setup()
+    assert data.image_size == 12
+    assert data.train_images(3).shape == (3, 12, 12, 3)
+
+
+def test_shapes_test_images_are_not_among_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shapes_module(tmp_path, monkeypatch)
+    monkeypatch.setattr(data, "sizes", (40, 40))
+    train_images, _, test_images, _ = data.read()
+    assert not {image.tobytes() for image in train_images} & {image.tobytes() for image in test_images}
+
+
+def test_shapes_can_be_chosen_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shapes_module(tmp_path, monkeypatch, val_size=10, classes=["star", "circle"])
+    data.setup()
+    assert data.class_counts()["test"] == {"star": 2, "circle": 2}
+
+
+def test_overfitting_repeats_the_same_batches(make: Make, files: Arrays) -> None:
+    recorder = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        overfit_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(recorder, datamodule=make(batch_size=16))
+    first, second, third = (places(epoch, files[0]) for epoch in recorder.epochs)
+    assert first == second == third

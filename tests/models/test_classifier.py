@@ -1,0 +1,370 @@
+"""What every network shares: pixels, loss, metrics, optimizer and scheduler, checkpoints."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from torch.utils.data import DataLoader, TensorDataset
+
+from litcifar.errors import ConfigError
+from litcifar.models import MLP, ConvPool, ImageClassifier
+from litcifar.models.classifier import Normalize
+
+# Lightning compares the loaders' workers with the processors, but these images are in memory.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SIZE = 4  # height and width of the images here, in pixels
+STILL = {"_target_": "torch.optim.SGD", "lr": 0.0}
+
+
+def mlp(**options: Any) -> MLP:
+    torch.manual_seed(0)
+    return MLP(hidden=(5,), image_size=SIZE, **{"optim": STILL, **options})
+
+
+def trainer(epochs: int = 1, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (10, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    return torch.arange(10).flip(0)
+
+
+def batches(images: Tensor, labels: Tensor) -> DataLoader:
+    """Of 4, 4 and 2 images."""
+    return DataLoader(TensorDataset(images, labels), batch_size=4)
+
+
+def fit(
+    model: ImageClassifier, images: Tensor, labels: Tensor, mixed: Tensor | None = None, **options: Any
+) -> L.Trainer:
+    """A training of one epoch or more, in batches of 4, 4 and 2 images, validated on the same images."""
+    run = trainer(**options)
+    run.fit(model, batches(images, labels if mixed is None else mixed), batches(images, labels))
+    return run
+
+
+# --- Pixels
+
+
+def test_every_pixel_value_is_scaled_and_normalised() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    by_hand = (pixels.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
+    normalised = Normalize(MEAN, STD)(pixels)
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised.double(), by_hand, rtol=0, atol=1e-6)
+
+
+def test_by_default_pixels_are_scaled_to_0_to_1(images: Tensor) -> None:
+    torch.testing.assert_close(mlp().normalize(images), images / 255)
+
+
+@pytest.mark.parametrize("model", [MLP, ConvPool])
+def test_logits_are_those_of_the_network_fed_with_normalised_pixels(images: Tensor, model: Any) -> None:
+    classifier = model(image_size=SIZE, mean=MEAN, std=STD, **({"widths": (4,)} if model is ConvPool else {}))
+    by_hand = (images / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(classifier(images), classifier.net(by_hand))
+
+
+def test_there_are_as_many_logits_as_classes(images: Tensor) -> None:
+    assert mlp(classes=("bird", "cat", "dog"))(images).shape == (10, 3)
+    assert mlp()(images).shape == (10, 10)
+
+
+def test_example_input_is_one_image_of_bytes() -> None:
+    example = mlp().example_input_array
+    assert isinstance(example, Tensor)
+    assert example.shape == (1, SIZE, SIZE, 3)
+    assert example.dtype == torch.uint8
+
+
+# --- Loss
+
+
+def test_loss_is_the_mean_cross_entropy(images: Tensor, labels: Tensor) -> None:
+    model = mlp()
+    by_hand = -model(images).log_softmax(1)[torch.arange(10), labels].mean()
+    torch.testing.assert_close(model.training_step((images, labels), 0), by_hand)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes(images: Tensor, labels: Tensor) -> None:
+    model = mlp(label_smoothing=0.2)
+    targets = 0.8 * one_hot(labels, 10) + 0.2 / 10
+    by_hand = -(targets * model(images).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model.training_step((images, labels), 0), by_hand)
+
+
+def test_loss_may_be_summed_over_the_batch(images: Tensor, labels: Tensor) -> None:
+    mean, total = mlp(), mlp(loss_reduction="sum")
+    torch.testing.assert_close(total.training_step((images, labels), 0), 10 * mean.training_step((images, labels), 0))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_l1_adds_absolute_weights_but_not_biases_or_norm_scales(images: Tensor, labels: Tensor, reduction: str) -> None:
+    model, plain = (mlp(batch_norm=True, l1=l1, loss_reduction=reduction) for l1 in (0.01, 0.0))
+    weights = sum(layer.weight.abs().sum() for layer in model.net.modules() if isinstance(layer, nn.Linear))
+    added = model.training_step((images, labels), 0) - plain.training_step((images, labels), 0)
+    torch.testing.assert_close(added, 0.01 * torch.as_tensor(weights), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_may_be_probabilities(images: Tensor) -> None:
+    model = mlp()
+    labels_BK = torch.rand(10, 10).softmax(1)
+    by_hand = -(labels_BK * model(images).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model.training_step((images, labels_BK), 0), by_hand)
+
+
+# --- Metrics. The last batch is smaller and more of it is right: a mean of the batches' means would differ.
+
+
+def half_right(model: ImageClassifier, images: Tensor) -> Tensor:
+    """Labels of which the last two and one of the first four are what the model says."""
+    labels = model(images).argmax(1)
+    labels[[0, 1, 2, 4, 5, 6, 7]] += 1
+    return labels % 10
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_training_metrics_are_averages_over_the_epochs_images(images: Tensor, reduction: str) -> None:
+    model = mlp(label_smoothing=0.1, loss_reduction=reduction)
+    labels = half_right(model, images)
+    run = fit(model, images, labels)
+    loss = cross_entropy(model(images), labels, label_smoothing=0.1)
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(0.3)
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_training_loss_includes_l1(images: Tensor, labels: Tensor) -> None:
+    losses = []
+    for l1 in (0.0, 0.01):
+        run = fit(mlp(l1=l1), images, labels)
+        losses.append(run.callback_metrics["train/loss"].item())
+    weights = sum(p.abs().sum().item() for p in mlp().net.parameters() if p.ndim == 2)
+    assert losses[1] - losses[0] == pytest.approx(0.01 * weights, rel=1e-4)
+
+
+def test_training_accuracy_on_mixed_labels_counts_the_larger_share(images: Tensor) -> None:
+    model = mlp()
+    labels = half_right(model, images)
+    labels_BK = 0.6 * one_hot(labels, 10) + 0.4 * one_hot((labels + 5) % 10, 10)
+    run = fit(model, images, labels, labels_BK)
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_metrics_are_averages_over_all_images_of_the_plain_loss(images: Tensor, split: str) -> None:
+    model = mlp(label_smoothing=0.1, l1=0.01, loss_reduction="sum")
+    labels = half_right(model, images)
+    run = trainer()
+    evaluate = run.validate if split == "val" else run.test
+    (metrics,) = evaluate(model, batches(images, labels), verbose=False)
+    loss = cross_entropy(model(images), labels)
+    assert metrics == {f"{split}/acc": pytest.approx(0.3), f"{split}/loss": pytest.approx(loss.item(), rel=1e-5)}
+
+
+class Truth(L.LightningDataModule):
+    """In the first epoch, and the first validation, every label is right; from then on none is."""
+
+    def __init__(self, model: ImageClassifier, images: Tensor) -> None:
+        super().__init__()
+        self.images, self.labels = images, model(images).argmax(1)
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        return batches(self.images, (self.labels + (self.trainer.current_epoch > 0)) % 10)
+
+    val_dataloader = train_dataloader
+
+
+def test_each_epoch_has_metrics_of_its_own(images: Tensor) -> None:
+    model = mlp()
+    run = trainer(epochs=2, reload_dataloaders_every_n_epochs=1)
+    run.fit(model, datamodule=Truth(model, images))
+    assert run.callback_metrics["train/acc"] == 0
+    assert run.callback_metrics["val/acc"] == 0
+
+
+def test_evaluation_gives_float32_logits_under_autocast(images: Tensor, labels: Tensor) -> None:
+    model = mlp()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).dtype == torch.bfloat16
+        assert model.validation_step((images, labels), 0).dtype == torch.float32
+        assert model.test_step((images, labels), 0).dtype == torch.float32
+
+
+# --- Optimizer and scheduler
+
+
+def test_optimizer_is_the_one_asked_for() -> None:
+    optimizer = mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.5, "momentum": 0.9}).recipe(1)
+    assert type(optimizer) is torch.optim.SGD
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.5, 0.9)
+
+
+def test_optimizer_gets_what_is_not_frozen() -> None:
+    model = ConvPool(widths=(4,), stem="whitened", norm="conv", norm_scale=False)
+    (group,) = model.recipe(1).param_groups
+    frozen = {name for name, p in model.named_parameters() if not any(p is other for other in group["params"])}
+    assert frozen == {"net.1.conv.weight", "net.3.1.weight"}
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9},
+        {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": -1.0},
+        {"_target_": "torch.optim.SDG", "lr": 0.1},
+        {"_target_": "torch.optim.lr_scheduler.StepLR", "lr": 0.1},
+    ],
+    ids=["unknown_keyword", "value", "unknown_name", "no_optimizer"],
+)
+def test_optimizer_that_cannot_be_built_is_refused_in_one_line(optim: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=optim["_target_"]) as error:
+        mlp(optim=optim).recipe(1)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_keyword_of_an_optimizer_is_named() -> None:
+    with pytest.raises(ConfigError, match="momentun"):
+        mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9}).recipe(1)
+
+
+def test_unknown_keyword_of_a_scheduler_is_named() -> None:
+    scheduler = {"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "epoch", "step_size": 3, "gama": 0.1}
+    with pytest.raises(ConfigError, match="gama"):
+        mlp(scheduler=scheduler).recipe(1)
+
+
+ONE_CYCLE = {
+    "_target_": "torch.optim.lr_scheduler.OneCycleLR",
+    "max_lr": 0.1,
+    "total_steps": "total_steps",
+    "cycle_momentum": False,
+}
+COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "total_steps"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "options", "expected"),
+    [
+        (ONE_CYCLE, "step", {}, 12),  # 4 epochs of 3 batches
+        (ONE_CYCLE, "step", {"accumulate_grad_batches": 2}, 8),  # the last batch of an epoch makes a step of its own
+        (ONE_CYCLE, "step", {"limit_train_batches": 1}, 4),
+        (COSINE, "step", {}, 12),
+        (COSINE, "epoch", {}, 4),
+        (COSINE, "epoch", {"accumulate_grad_batches": 2}, 4),
+    ],
+    ids=["one_cycle", "one_cycle_accumulated", "one_cycle_limited", "cosine", "epochs", "epochs_accumulated"],
+)
+def test_total_steps_stands_for_the_length_of_the_run(
+    images: Tensor, labels: Tensor, scheduler: dict[str, Any], interval: str, options: dict[str, Any], expected: int
+) -> None:
+    optim = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    model = mlp(optim=optim, scheduler={**scheduler, "interval": interval})
+    (config,) = fit(model, images, labels, epochs=4, **options).lr_scheduler_configs
+    length = getattr(config.scheduler, "total_steps" if scheduler is ONE_CYCLE else "T_max")
+    assert config.interval == interval
+    assert length == expected
+    assert config.scheduler.last_epoch == expected  # so many times it was stepped
+
+
+@pytest.mark.parametrize("monitor", ["val/acc", "val/loss", "train/acc", "train/loss"])
+def test_plateau_scheduler_watches_its_metric(images: Tensor, labels: Tensor, monitor: str) -> None:
+    scheduler = {
+        "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "interval": "epoch",
+        "monitor": monitor,
+        "patience": 0,
+        "factor": 0.5,
+        "eps": 0.0,
+    }
+    model = mlp(optim={"_target_": "torch.optim.SGD", "lr": 1e-30}, scheduler=scheduler)  # nothing improves
+    run = fit(model, images, labels, epochs=3)
+    assert run.lr_scheduler_configs[0].monitor == monitor
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-30)
+
+
+# --- Checkpoints
+
+
+def trained(name: str, tmp_path: Path, images: Tensor, labels: Tensor) -> tuple[ImageClassifier, Path]:
+    """A network none of whose options is the default, after an epoch of training, and its checkpoint."""
+    common: dict[str, Any] = {
+        "classes": ["a", "b", "c"],
+        "image_size": SIZE,
+        "mean": MEAN,
+        "std": STD,
+        "label_smoothing": 0.1,
+        "l1": 1e-4,
+        "optim": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
+        "scheduler": {**ONE_CYCLE, "interval": "step"},
+    }
+    conv: dict[str, Any] = {
+        "widths": (4, 6),
+        "convs": (1, 2),
+        "norm": "conv",
+        "norm_scale": False,
+        "head": (5,),
+        "logit_scale": 0.5,
+    }
+    model = {
+        "MLP": lambda: MLP(hidden=(7, 5), activation="tanh", batch_norm=True, dropout=0.2, init="he", **common),
+        "ConvPool": lambda: ConvPool(**conv, **common),
+    }[name]()
+    model.provenance = {"seed": 3}
+    run = fit(model, images, labels % 3)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    return model.eval(), tmp_path / "a.ckpt"
+
+
+@pytest.mark.parametrize("name", ["MLP", "ConvPool"])
+def test_checkpoint_is_all_it_takes_to_get_the_network_back(
+    tmp_path: Path, images: Tensor, labels: Tensor, name: str
+) -> None:
+    model, path = trained(name, tmp_path, images, labels)
+    loaded = type(model).load_from_checkpoint(path, weights_only=True).eval()
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.classes == ["a", "b", "c"]
+    assert loaded.provenance == {"seed": 3}
+    assert dict(loaded.hparams) == dict(model.hparams)
+
+
+@pytest.mark.parametrize("name", ["MLP", "ConvPool"])
+def test_checkpoint_is_read_without_hydra(
+    tmp_path: Path, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model, path = trained(name, tmp_path, images, labels)
+    for module in [module for module in sys.modules if module.split(".")[0] in ("litcifar", "hydra")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "hydra", None)  # importing it is now an error
+    fresh = getattr(importlib.import_module("litcifar.models"), name)
+    assert fresh is not type(model)
+    assert torch.equal(fresh.load_from_checkpoint(path, weights_only=True).eval()(images), model(images))
+
+
+def test_a_plateau_schedule_needs_a_metric_to_watch() -> None:
+    scheduler = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "interval": "epoch", "monitor": None}
+    with pytest.raises(ConfigError, match=r"scheduler\.monitor"):
+        MLP(hidden=[], scheduler=scheduler).recipe(total_steps=10)
