@@ -1,0 +1,68 @@
+"""Each shipped configuration file is composed, built and run, and holds what its header says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from litcifar import checkpoints, training
+from litcifar.config import conf_dir
+from litcifar.data import ShapesDataModule
+from tests.conftest import Compose
+
+GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("[a-z]*.yaml"))]
+
+PARAMETERS = {
+    "conv_pool_best": 323_640,
+    "deep_cnn": 642_538,
+    "keras_cnn": 356_810,
+    "logistic_regression": 30_730,
+    "numpy_mlp": 394_634,
+    "sigmoid_mlp": 411_146,
+    "simple_cnn": 42_442,
+    "three_class_mlp": 401_795,
+    "torch_cnn": 113_738,
+    "torch_cnn_double": 106_538,
+}
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_runs(
+    compose: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_image_folder: Path,
+    tiny_cifar10: Path,
+    group: str,
+    choice: str,
+) -> None:
+    monkeypatch.setattr(ShapesDataModule, "sizes", (300, 100))
+    small = ["trainer.max_epochs=1", "trainer.precision=32-true", "trainer.limit_train_batches=2", "data.val_size=50"]
+    root = tiny_image_folder if choice == "image_folder" else tiny_cifar10
+    if choice != "shapes":
+        small.append(f"data.root={root}")
+        small += [] if choice == "image_folder" else ["data.verify=false"]
+    small += [] if group == "logger" else ["logger=none"]
+    metrics = training.train(compose(f"{group}={choice}", *small, tiny=False), tmp_path)
+    assert 0 <= metrics["val/acc"] <= 1
+    if group == "experiment":
+        assert metrics["name"] == choice
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_experiments_have_their_exact_parameter_counts(compose: Compose, name: str) -> None:
+    config = compose(f"experiment={name}", tiny=False)
+    model = training._model(config, checkpoints.data_of(config))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    classes = 3 if name == "three_class_mlp" else 10
+    assert model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_experiment_opens_with_its_command_result_and_time(file: Path) -> None:
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert header[0] == "# @package _global_"
+    text = " ".join(header)
+    for part in (f"litcifar-train experiment={file.stem}", "val", "test", "n=", "JPEG copy", "core"):
+        assert part in text, f"{file.name} does not tell {part}"
