@@ -22,12 +22,13 @@ def draw_run(folder: Path, rows: list[dict[str, float]], evaluation: Evaluation 
 def curves(rows: list[dict[str, float]]) -> Figure:
     """Accuracy and loss of each epoch, training and validation on shared axes."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("acc", "loss"), strict=True):
-        for split, colour in (("train", TRAIN), ("val", VAL)):
+    labels = {"acc": ("train", "val"), "loss": ("train, as minimised", "val, cross-entropy")}
+    for axes, metric in zip(figure.subplots(1, 2), labels, strict=True):
+        for split, colour, label in zip(("train", "val"), (TRAIN, VAL), labels[metric], strict=True):
             known = [row for row in rows if f"{split}/{metric}" in row]
             factor = 100 if metric == "acc" else 1
             values = [factor * row[f"{split}/{metric}"] for row in known]
-            axes.plot([row["epoch"] for row in known], values, "o-", ms=3, color=colour, label=split)
+            axes.plot([row["epoch"] for row in known], values, "o-", ms=3, color=colour, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1 accuracy, %" if metric == "acc" else "loss")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -425,15 +425,6 @@ def test_a_root_that_cannot_be_written_is_read_with_one_note(
     assert notes[0].startswith("note: no cache written")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser writes to read-only folders")
-def test_a_read_only_root_is_read(root: Path) -> None:
-    root.chmod(0o555)
-    try:
-        assert len(read(root)[0]) == 4
-    finally:
-        root.chmod(0o755)
-
-
 def test_a_failed_write_leaves_nothing_behind(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
