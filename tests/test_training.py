@@ -22,6 +22,7 @@ from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
+ACCUMULATED = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "trainer.accumulate_grad_batches=2")
 MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augment=standard")
 
 
@@ -123,17 +124,21 @@ class StopAfter(Callback):
             self._strike(trainer)
 
 
-@pytest.mark.parametrize("recipe", [CNN, MLP], ids=["cnn", "mlp_ema"])
-@pytest.mark.parametrize(("step", "in_validation"), [(3, False), (10, False), (14, False), (10, True), (30, True)])
+RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED}
+STOPS = [(3, False), (10, False), (14, False), (10, True)]  # optimizer steps; in a training or a validation step
+ENDS = [("cnn", 30, True), ("mlp_ema", 30, True), ("accumulated", 15, True)]
+
+
+@pytest.mark.parametrize(("recipe", "step", "in_validation"), [(r, *stop) for r in RECIPES for stop in STOPS] + ENDS)
 def test_interrupted_and_resumed_equals_uninterrupted(
     compose: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    recipe: tuple[str, ...],
+    recipe: str,
     step: int,
     in_validation: bool,
 ) -> None:
-    config = compose(*recipe, "trainer.max_epochs=3")
+    config = compose(*RECIPES[recipe], "trainer.max_epochs=3")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = training.train(config, whole)
     with monkeypatch.context() as patch:
