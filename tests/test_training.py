@@ -188,6 +188,16 @@ def test_a_resumed_run_keeps_its_recipe(compose: Compose, tmp_path: Path) -> Non
         training.train(changed, tmp_path, changed=("resume", "optim.lr"))
 
 
+def test_a_schedule_that_was_planned_for_the_run_cannot_be_prolonged(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp", "scheduler=triangular"), tmp_path)
+    assert "train on" not in capsys.readouterr().out
+    longer = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
+    with pytest.raises(ConfigError, match="planned for 2 epochs"):
+        training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
+
+
 def test_a_folder_with_another_run_is_refused(compose: Compose, tmp_path: Path) -> None:
     training.train(compose("model=mlp"), tmp_path)
     before = weights(tmp_path)

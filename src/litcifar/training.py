@@ -27,6 +27,7 @@ from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, r
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
 
 
@@ -93,7 +94,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     }
     figures.draw_run(run_dir / FIGURES, history.rows, answers)
     write_metrics(run_dir, metrics)
-    _say_end(console, metrics, run_dir, time.perf_counter() - start)
+    _say_end(console, metrics, run_dir, not _planned(config), time.perf_counter() - start)
     return metrics
 
 
@@ -211,11 +212,21 @@ def _continued(
     if refused:
         asked = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in refused)
         raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.* and test may change")
+    if _planned(saved) and not STEPS.isdisjoint(different):
+        raise ConfigError(
+            f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
+            "these - train anew with more"
+        )
     merged = OmegaConf.create(plain(saved))
     for key in different:
         OmegaConf.update(merged, key, new[key])
     resumed = check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
     return path, resumed, checkpoint["litcifar"]["substituted"]
+
+
+def _planned(config: TrainConfig) -> bool:
+    """Whether the scheduler depends on the run's number of steps."""
+    return config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values()
 
 
 def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -227,7 +238,7 @@ def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     return metrics if same_length and (metrics["test/acc"] is not None or not config.test) else None
 
 
-def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, seconds: float) -> None:
+def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train_on: bool, seconds: float) -> None:
     say = console.print
     folder = short(run_dir)
     twice = 2 * metrics["config"]["trainer"]["max_epochs"]
@@ -240,10 +251,9 @@ def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, seconds: 
     )
     if metrics["substituted"]:
         say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
-    for what, command in {
-        "results": folder,
-        "evaluate": f"litcifar-evaluate ckpt={folder}/best.ckpt",
-        "train on": f"litcifar-train resume={folder} trainer.max_epochs={twice}",
-        "compare": "litcifar-compare outputs",
-    }.items():
+    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
+    if can_train_on:
+        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={twice}"
+    commands["compare"] = "litcifar-compare outputs"
+    for what, command in commands.items():
         say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece

@@ -197,7 +197,7 @@ def _rank(mirrors: Sequence[str], archive: Archive, seconds: float) -> tuple[lis
     for thread in threads:
         thread.join(max(0.0, begin + seconds - time.monotonic()))
     measured = speeds.copy()
-    silent = [f"{_host(mirror)}: {reasons.get(mirror, 'no answer')}" for mirror in mirrors if mirror not in measured]
+    silent = [reasons.get(mirror, f"{_host(mirror)} gave no answer") for mirror in mirrors if mirror not in measured]
     return sorted(measured, key=lambda mirror: -measured[mirror]), silent[-1] if silent else "no mirror is given"
 
 
