@@ -172,6 +172,21 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(run, tiny: list[str], tmp_
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("sweep/*/best.ckpt")}
 
 
+def test_ctrl_c_in_an_evaluation_is_exit_code_130(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(TRAIN, "model=mlp", *tiny)
+    (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("litcifar.models.classifier.ImageClassifier._evaluate", interrupted)
+    outcome = run(EVALUATE, f"ckpt={folder}")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1].startswith("error: stopped by SIGINT")
+
+
 def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).parent / arguments[0]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}

@@ -151,6 +151,8 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except UserError as error:
         failure = error
     except (Exception, SystemExit) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into sys.exit(1)
+            raise KeyboardInterrupt from error
         failure = UserError(
             f"{type(error).__name__}: {' '.join(str(error).split())} - this is a bug in litcifar; "
             "HYDRA_FULL_ERROR=1 shows where"
