@@ -34,7 +34,7 @@ class Node(BaseModel):
 class DataConfig(Node):
     batch_size: Count
     eval_batch_size: Count
-    val_size: Count
+    val_size: Count | Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0)] | None
     classes: Annotated[list[str], Field(min_length=2)] | None
     shuffle: bool

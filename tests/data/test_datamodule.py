@@ -522,3 +522,8 @@ def test_overfitting_repeats_the_same_batches(make: Make, files: Arrays) -> None
     trainer.fit(recorder, datamodule=make(batch_size=16))
     first, second, third = (places(epoch, files[0]) for epoch in recorder.epochs)
     assert first == second == third
+
+
+def test_the_validation_set_can_be_a_share(make: Make) -> None:
+    counts = make(val_size=0.1).class_counts()
+    assert (sum(counts["train"].values()), sum(counts["val"].values())) == (180, 20)

@@ -25,7 +25,8 @@ class ImageDataModule(L.LightningDataModule):
     """Base of the data sets. A subclass says how to read them: `class_names` and `read`.
 
     batch_size, eval_batch_size: images a step in training; in validation and test.
-    val_size: images of the training set that are held out for validation, before `classes` selects.
+    val_size: images of the training set that are held out for validation, before `classes` selects: a number, or a
+        share between 0 and 1.
     split_seed: of the random split, the same on every machine; None holds out the last images.
     classes: names of the classes to keep, relabelled 0, 1, ... in this order; None keeps all.
     shuffle: a new order every epoch, a function of `seed` and the epoch alone.
@@ -44,7 +45,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         batch_size: int = 64,
         eval_batch_size: int = 1000,
-        val_size: int = 5000,
+        val_size: int | float = 5000,
         split_seed: int | None = 42,
         classes: Sequence[str] | None = None,
         shuffle: bool = True,
@@ -100,13 +101,14 @@ class ImageDataModule(L.LightningDataModule):
             digest.update(np.ascontiguousarray(array).data)
         self.fingerprint = digest.hexdigest()
         count = len(train_labels)
-        if self.val_size >= count:
+        held_out = self.val_size if isinstance(self.val_size, int) else round(self.val_size * count)
+        if held_out >= count:
             raise ConfigError(f"data.val_size={self.val_size} leaves nothing of {count} images - choose a smaller one")
         order = torch.arange(count)
         if self.split_seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
-        train = self._select(train_images, train_labels, order[: count - self.val_size])
-        val = (*train[:2], self._select(train_images, train_labels, order[count - self.val_size :])[2])
+        train = self._select(train_images, train_labels, order[: count - held_out])
+        val = (*train[:2], self._select(train_images, train_labels, order[count - held_out :])[2])
         test = self._select(test_images, test_labels, torch.arange(len(test_labels)))
         self._sets = {"train": train, "val": val, "test": test}
         for split, (_, _, indices) in self._sets.items():
