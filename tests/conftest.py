@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -73,6 +74,20 @@ def compose(tiny_cifar10: Path) -> Compose:
         return check(as_dict("train", *(base if tiny else []), *overrides), TrainConfig)
 
     return compose
+
+
+def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:
+    """Lightning's trainer on the CPU, without files, bars and sanity checks."""
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
 
 
 def as_dict(config_name: str, *overrides: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from litcifar.data import CIFAR10DataModule, ImageFolderDataModule, ShapesDataMo
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
+from tests.conftest import bare_trainer
 
 # Lightning compares the workers with the processors, but the images are in memory. Workers are forked by PyTorch.
 pytestmark = [
@@ -72,21 +73,9 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(epochs: int = 1) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-
-
 def fitted(data: L.LightningDataModule, epochs: int = 1) -> Recorder:
     recorder = Recorder()
-    trainer(epochs).fit(recorder, datamodule=data)
+    bare_trainer(epochs).fit(recorder, datamodule=data)
     return recorder
 
 
@@ -352,7 +341,7 @@ def test_alternating_flip_shows_the_other_side_in_the_next_epoch(make: Make, fil
 
 def test_validation_and_test_batches_are_never_augmented(make: Make, files: Arrays) -> None:
     data = make(augment=AUGMENT)
-    recorder, run = Recorder(), trainer()
+    recorder, run = Recorder(), bare_trainer()
     run.fit(recorder, datamodule=data)
     assert places(recorder.evaluated, files[0]) == places(data.loader("val"), files[0])
     recorder.evaluated.clear()
@@ -509,17 +498,7 @@ def test_shapes_can_be_chosen_by_class(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_overfitting_repeats_the_same_batches(make: Make, files: Arrays) -> None:
     recorder = Recorder()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        overfit_batches=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(recorder, datamodule=make(batch_size=16))
+    bare_trainer(3, overfit_batches=1).fit(recorder, datamodule=make(batch_size=16))
     first, second, third = (places(epoch, files[0]) for epoch in recorder.epochs)
     assert first == second == third
 

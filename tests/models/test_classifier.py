@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from litcifar.errors import ConfigError
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import Normalize
+from tests.conftest import bare_trainer
 
 # Lightning compares the loaders' workers with the processors, but these images are in memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -27,19 +28,6 @@ STILL = {"_target_": "torch.optim.SGD", "lr": 0.0}
 def mlp(**options: Any) -> MLP:
     torch.manual_seed(0)
     return MLP(hidden=(5,), image_size=SIZE, **{"optim": STILL, **options})
-
-
-def trainer(epochs: int = 1, **options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def fit(
     model: ImageClassifier, images: Tensor, labels: Tensor, mixed: Tensor | None = None, **options: Any
 ) -> L.Trainer:
     """A training of one epoch or more, in batches of 4, 4 and 2 images, validated on the same images."""
-    run = trainer(**options)
+    run = bare_trainer(**options)
     run.fit(model, batches(images, labels if mixed is None else mixed), batches(images, labels))
     return run
 
@@ -177,7 +165,7 @@ def test_training_accuracy_on_mixed_labels_counts_the_larger_share(images: Tenso
 def test_evaluation_metrics_are_averages_over_all_images_of_the_plain_loss(images: Tensor, split: str) -> None:
     model = mlp(label_smoothing=0.1, l1=0.01, loss_reduction="sum")
     labels = half_right(model, images)
-    run = trainer()
+    run = bare_trainer()
     evaluate = run.validate if split == "val" else run.test
     (metrics,) = evaluate(model, batches(images, labels), verbose=False)
     loss = cross_entropy(model(images), labels)
@@ -200,7 +188,7 @@ class Truth(L.LightningDataModule):
 
 def test_each_epoch_has_metrics_of_its_own(images: Tensor) -> None:
     model = mlp()
-    run = trainer(epochs=2, reload_dataloaders_every_n_epochs=1)
+    run = bare_trainer(epochs=2, reload_dataloaders_every_n_epochs=1)
     run.fit(model, datamodule=Truth(model, images))
     assert run.callback_metrics["train/acc"] == 0
     assert run.callback_metrics["val/acc"] == 0

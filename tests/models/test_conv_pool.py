@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning.pytorch as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.functional import relu
 from litcifar.data import CIFAR10DataModule
 from litcifar.models import ConvPool
 from litcifar.models.conv_pool import ConvPoolBlock, WhitenedStem
+from tests.conftest import bare_trainer
 
 # Lightning compares the loaders' workers with the processors, but these images are in memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -428,17 +428,6 @@ def whitened() -> ConvPool:
     return ConvPool(widths=(4,), stem="whitened", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), optim=optim)
 
 
-def trainer(epochs: int = 1) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def data(root: Path, **options: Any) -> CIFAR10DataModule:
     return CIFAR10DataModule(root=str(root), verify=False, val_size=50, **options)
 
@@ -450,7 +439,7 @@ def stem_of(model: ConvPool) -> nn.Conv2d:
 
 def test_a_fit_whitens_by_the_normalised_training_images(tiny_cifar10: Path) -> None:
     model, images = whitened(), data(tiny_cifar10)
-    trainer().fit(model, datamodule=images)
+    bare_trainer().fit(model, datamodule=images)
     pixels = images.train_images(150).double() / 255
     normalised = (pixels - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.25, 0.3])
     expected = WhitenedStem()
@@ -464,7 +453,7 @@ def test_a_fit_whitens_by_the_normalised_training_images(tiny_cifar10: Path) -> 
 def test_a_fit_trains_the_stems_bias_alone(tiny_cifar10: Path) -> None:
     model = whitened()
     before = copy.deepcopy(stem_of(model).bias)
-    trainer().fit(model, datamodule=data(tiny_cifar10))
+    bare_trainer().fit(model, datamodule=data(tiny_cifar10))
     weight, bias = stem_of(model).weight, stem_of(model).bias
     assert torch.equal(weight[12:], -weight[:12])
     assert before is not None
@@ -473,9 +462,9 @@ def test_a_fit_trains_the_stems_bias_alone(tiny_cifar10: Path) -> None:
 
 
 def test_a_resumed_fit_keeps_the_checkpoints_filters(tiny_cifar10: Path, tmp_path: Path) -> None:
-    first, resumed, first_trainer = whitened(), whitened(), trainer()
+    first, resumed, first_trainer = whitened(), whitened(), bare_trainer()
     first_trainer.fit(first, datamodule=data(tiny_cifar10))
     first_trainer.save_checkpoint(tmp_path / "a.ckpt")
     other_images = data(tiny_cifar10, split_seed=7)
-    trainer(epochs=2).fit(resumed, datamodule=other_images, ckpt_path=tmp_path / "a.ckpt")
+    bare_trainer(epochs=2).fit(resumed, datamodule=other_images, ckpt_path=tmp_path / "a.ckpt")
     assert torch.equal(stem_of(resumed).weight, stem_of(first).weight)
