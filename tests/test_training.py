@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from litcifar import training
 from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
-from litcifar.data import ShapesDataModule
+from litcifar.data import ShapesDataModule, datamodule
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
@@ -24,6 +24,7 @@ from tests.conftest import Compose
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
 ACCUMULATED = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "trainer.accumulate_grad_batches=2")
 MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augment=standard")
+LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
 
 
 def weights(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
@@ -98,6 +99,28 @@ def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path,
     assert same(weights(tmp_path / "0")["state_dict"], weights(tmp_path / "n")["state_dict"])
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "recipe", [CNN, MLP, ACCUMULATED, LOOKAHEAD], ids=["cnn", "mlp_ema", "accumulated", "lookahead"]
+)
+def test_the_number_of_steps_in_a_turn_changes_nothing(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...], precision: str
+) -> None:
+    config = compose(*recipe, f"trainer.precision={precision}", "test=false", "trainer.gradient_clip_val=0.5")
+    for turns in (50, 3):
+        monkeypatch.setattr(datamodule, "TURNS", turns)
+        training.train(config, tmp_path / str(turns))
+    one_by_one, many = (weights(tmp_path / str(turns)) for turns in (50, 3))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert same(one_by_one[part], many[part]), part
+
+
+def test_max_steps_is_kept_to_the_step(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", 3)
+    training.train(compose("model=mlp", "trainer.max_steps=12"), tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == ["10", "12"]
+
+
 def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Path) -> None:
     metrics = training.train(compose("model=mlp", "test=false"), tmp_path)
     assert metrics["test/acc"] is None
@@ -105,26 +128,22 @@ def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Pat
 
 
 class StopAfter(Callback):
-    """Sends this process a signal in a training step, a validation step or at neither."""
+    """Sends this process a signal before an optimizer step, amid a turn of the loop, or in the validation after it."""
 
     def __init__(self, step: int, in_validation: bool) -> None:
         self.step = step
         self.in_validation = in_validation
 
-    def _strike(self, trainer: L.Trainer) -> None:
-        if trainer.global_step == self.step:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.in_validation and trainer.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not self.in_validation:
-            self._strike(trainer)
-
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.in_validation:
-            self._strike(trainer)
+        if self.in_validation and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED}
+RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED, "lookahead": LOOKAHEAD}
 STOPS = [(3, False), (10, False), (14, False), (10, True)]  # optimizer steps; in a training or a validation step
 ENDS = [("cnn", 30, True), ("mlp_ema", 30, True), ("accumulated", 15, True)]
 
@@ -138,6 +157,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     step: int,
     in_validation: bool,
 ) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", 4)  # of 3 batches, or 4 where two make a step
     config = compose(*RECIPES[recipe], "trainer.max_epochs=3")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = training.train(config, whole)

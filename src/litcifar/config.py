@@ -131,6 +131,7 @@ class AugmentConfig(Node):
     cutout: Annotated[int, Field(ge=0)]
     mixup: NonNegative
     cutmix: NonNegative
+    resolution: dict[Annotated[int, Field(ge=4)], Annotated[float, Field(gt=0, le=1)]] | None
 
 
 class LoggerConfig(Node):
@@ -173,6 +174,8 @@ class TrainConfig(Node):
     test: bool
     resume: str | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
+    lookahead: Count | None
+    compile: bool
     early_stopping: Count | None
     data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
     model: MLPConfig | ConvPoolConfig = Field(discriminator="target")

@@ -11,7 +11,20 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-COLUMNS = ("epoch", "step", "lr", "train/acc", "train/loss", "val/acc", "val/loss", "seconds", "images_per_second")
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train/acc",
+    "train/loss",
+    "val/acc",
+    "val/loss",
+    "seconds",
+    "step_seconds",
+    "images_per_second",
+)
+
+NOTHING = {"images": 0, "seconds": 0.0, "step_seconds": 0.0}
 
 BAR_SECONDS = 0.2  # between two looks of the progress bar
 
@@ -21,7 +34,8 @@ class History(Checkpoint):
 
     A `Checkpoint`, so that Lightning calls it after the model's own `on_train_epoch_end`, and before the checkpoint
     callbacks that stand behind it. It travels in the checkpoints: a resumed run goes on with exactly the rows that
-    its checkpoint knows. `epoch` counts from 1; `seconds` and `images_per_second` are of the training batches alone.
+    its checkpoint knows. `epoch` counts from 1; `lr` is that at its end; `seconds` and `images_per_second` are of the
+    training batches alone, `step_seconds` of their forward and backward passes and optimizer steps.
     """
 
     def __init__(self, csv_path: Path, console: Console, progress_bar: bool = True) -> None:
@@ -37,10 +51,12 @@ class History(Checkpoint):
         )
         self._next_look = 0.0
         self.rows: list[dict[str, float]] = []
-        self._epoch: dict[str, float] = {"images": 0, "seconds": 0.0}  # of the epoch that is being trained
+        self._epoch = dict(NOTHING)  # of the epoch that is being trained
         self._start = 0.0
+        self._stopwatch = Stopwatch()
 
     def state_dict(self) -> dict[str, Any]:
+        self._epoch["step_seconds"] += self._stopwatch.read()
         return {"rows": self.rows, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -58,15 +74,22 @@ class History(Checkpoint):
         self.bar.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch = {"images": 0, "seconds": 0.0}
+        self._epoch = dict(NOTHING)
         self._start = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._stopwatch.start(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._stopwatch.stop()
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self._epoch["images"] += len(batch[1])
+        self._epoch["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self._epoch["images"] += sum(len(labels) for _, labels in batch)
         now = time.perf_counter()
         self._epoch["seconds"] = now - self._start
         if now > self._next_look and not self.bar.disable:
@@ -80,17 +103,17 @@ class History(Checkpoint):
         self._epoch |= _known(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch["step_seconds"] += self._stopwatch.read()
         images = self._epoch.pop("images")
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
             **self._epoch,
             **_known(trainer),
             "images_per_second": images / self._epoch["seconds"],
         }
         self.rows.append(row)
-        self._epoch = {"images": 0, "seconds": 0.0}
+        self._epoch = dict(NOTHING)
         self.write()
         self.console.print(self._line(row, trainer.max_epochs or 0))
 
@@ -122,6 +145,37 @@ class History(Checkpoint):
         left = (time.perf_counter() - self._start) * (epochs - row["epoch"])
         parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+
+class Stopwatch:
+    """The seconds between `start` and `stop`, summed; those of the GPU's own clock for work on a GPU."""
+
+    def __init__(self) -> None:
+        self._intervals: list[tuple[Any, Any]] = []
+        self._start: Any = None
+        self._cuda = False
+
+    def start(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._now()
+
+    def stop(self) -> None:
+        self._intervals.append((self._start, self._now()))
+
+    def read(self) -> float:
+        """The sum since the last reading; waits for the GPU."""
+        intervals, self._intervals = self._intervals, []
+        if not self._cuda:
+            return float(sum(stop - start for start, stop in intervals))
+        torch.cuda.synchronize()
+        return float(sum(start.elapsed_time(stop) for start, stop in intervals)) / 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def _known(trainer: L.Trainer) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What happens around every training step."""
+"""What happens around every turn of the training loop."""
 
 import signal
 import threading
@@ -12,37 +12,30 @@ from torch import Tensor
 
 from litcifar.console import short
 from litcifar.errors import DivergedError, Interrupted
+from litcifar.models import ImageClassifier
 from litcifar.run_folder import LAST
 
 
 class Steps(Checkpoint):
-    """Gives each step its own random numbers, looks at the loss, and stops in order.
+    """Looks at the loss, and stops in order.
 
     A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
-    Dropout's random numbers are a function of seed and step, so a resumed run draws those of an uninterrupted one.
     The loss is looked at ten times an epoch: reading it waits for the device. On the first SIGINT or SIGTERM the step
     is finished and `last.ckpt` is written; on the second the process ends at once.
     """
 
-    def __init__(self, seed: int, run_dir: Path) -> None:
-        self.seed = seed
+    def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.signal_number = 0
+        self._model: ImageClassifier | None = None
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
+        self._model = pl_module
         # Lightning has put its own handler for SIGTERM, and takes it away after the run.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
-        seed = self.seed * 1_000_003 + step
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.9 ms: it formats a stack trace for CUDA
-        if pl_module.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,10 +43,8 @@ class Steps(Checkpoint):
         tenth = max(1, int(trainer.num_training_batches) // 10)
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
             self._check(outputs["loss"], trainer)
-        # A checkpoint has no gradients, so not while they accumulate; and after its last step an epoch is validated
-        # first: a checkpoint in between would go on with the next epoch.
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        if self.signal_number and not accumulating and not trainer.is_last_batch:
+        # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
+        if self.signal_number and not trainer.is_last_batch:
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
@@ -79,6 +70,8 @@ class Steps(Checkpoint):
 
     def _stop(self, signal_number: int, frame: Any) -> None:
         self.signal_number = signal_number
+        assert self._model is not None
+        self._model.interrupted = True
         signal.signal(signal_number, signal.SIG_DFL)
 
     def _interrupt(self, trainer: L.Trainer) -> None:

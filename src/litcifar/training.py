@@ -1,6 +1,8 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
+import os
 import platform
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +10,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from litcifar import checkpoints, figures
+from litcifar.averaging import EMA, Lookahead
 from litcifar.config import ShapesConfig, TrainConfig, build, check, flat, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -22,12 +25,13 @@ from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
 from litcifar.layers import layer_table
-from litcifar.models import MLP, ImageClassifier
+from litcifar.models import ImageClassifier
 from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
+OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
 FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
 
 
@@ -57,7 +61,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     data, config, reason_for_shapes = _data(config, console)
     substituted = reason_for_shapes or substituted
     model = _model(config, data)
-    precision, reason = _precision(config, model, cuda)
+    precision, reason = _precision(config, cuda)
     data.setup()
     counts = data.class_counts()
     model.provenance = {
@@ -76,6 +80,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
 
     console.print(layer_table(model))
+    if config.compile:
+        _compile(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
     trainer = _trainer(config, run_dir, precision, history)
     start = time.perf_counter()
@@ -113,11 +119,13 @@ def _figures(config: TrainConfig, history: History, answers: Evaluation) -> dict
         "epochs": len(rows),
         "train_seconds": seconds,
         "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds,
+        "overhead": 1 - sum(row["step_seconds"] for row in rows) / seconds,
     }
 
 
 def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
-    options = config.trainer.model_dump() | {"precision": precision, "enable_progress_bar": False}  # `History` has one
+    options = config.trainer.model_dump(exclude=OPTIMIZATION)
+    options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
     logger: Logger | bool = False
     if config.logger:
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
@@ -125,7 +133,9 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [history]
     if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+        callbacks.append(EMA(decay=config.ema))
+    if config.lookahead:
+        callbacks.append(Lookahead(config.lookahead))
     if config.early_stopping:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.early_stopping))
     same_file: dict[str, Any] = {"dirpath": run_dir, "enable_version_counter": False, "auto_insert_metric_name": False}
@@ -134,7 +144,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
             filename=Path(BEST).stem, monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file
         ),
         ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **same_file),
-        Steps(config.seed, run_dir),
+        Steps(run_dir),
     ]
     return L.Trainer(
         **options,
@@ -174,21 +184,29 @@ def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
         image_size=data.image_size,
         optim=config.optim.model_dump(by_alias=True),
         scheduler=config.scheduler and config.scheduler.model_dump(by_alias=True),
+        seed=config.seed,
+        **config.trainer.model_dump(include=OPTIMIZATION),
     )
 
 
-def _precision(config: TrainConfig, model: ImageClassifier, cuda: bool) -> tuple[str, str]:
+def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     """Lightning's name of the precision, and why it was chosen."""
     if config.trainer.precision != "auto":
         return config.trainer.precision, "as asked for"
-    if isinstance(model, MLP):
-        return "32-true", "casting costs an MLP more than bf16 saves"
     if cuda:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16-mixed", "native on this GPU") if native else ("32-true", "bf16 is not native on this GPU")
     # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
+
+
+def _compile(model: ImageClassifier, cuda: bool) -> None:
+    if not cuda and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        raise MachineError(
+            "compile=true needs a C++ compiler on a CPU, and there is none - install g++ or leave it out"
+        )
+    model.net.compile(dynamic=False)  # in place: the checkpoint's keys stay as they are
 
 
 def _continued(
@@ -247,7 +265,8 @@ def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train
     say(
         f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
         f"in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
-        f"{metrics['images_per_second']:,.0f} images/s)",
+        f"{metrics['images_per_second']:,.0f} images/s, "
+        f"{100 * metrics['overhead']:.1f} % of it outside forward, backward and step)",
     )
     if metrics["substituted"]:
         say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")

@@ -1,5 +1,6 @@
 """The data module: who is in which split, in what order batches come, and what a step gets."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from litcifar.data import CIFAR10DataModule, ImageFolderDataModule, ShapesDataModule, cifar10_archive, cifar10_files
+from litcifar.data import (
+    CIFAR10DataModule,
+    ImageFolderDataModule,
+    ShapesDataModule,
+    cifar10_archive,
+    cifar10_files,
+    datamodule,
+)
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
@@ -61,8 +69,8 @@ class Recorder(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.epochs.append([])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.epochs[-1].append(batch)
+    def training_step(self, turn: list[Batch], batch_idx: int) -> None:
+        self.epochs[-1].extend(turn)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluated.append(batch)
@@ -316,6 +324,46 @@ def test_workers_change_nothing(make: Make) -> None:
     assert same(alone[1], helped[1])
 
 
+# --- Turns of the training loop
+
+
+@pytest.mark.parametrize(("turns", "lengths"), [(50, [1] * 10), (10, [1] * 10), (4, [3, 3, 3, 1]), (1, [10])])
+def test_a_turn_is_a_share_of_the_epochs_batches(
+    make: Make, monkeypatch: pytest.MonkeyPatch, turns: int, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", turns)
+    data = make(batch_size=16)
+    loader = data.train_dataloader()
+    assert len(loader) == len(lengths)
+    assert data.train_batches == 10
+    assert [math.ceil(len(turn[1]) / 16) for turn in loader] == lengths
+
+
+def test_the_number_of_turns_changes_no_batch(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "augment": AUGMENT}
+    one_by_one = fitted(make(**options), epochs=2).epochs
+    monkeypatch.setattr(datamodule, "TURNS", 3)
+    turned = fitted(make(**options), epochs=2).epochs
+    assert same(turned[0], one_by_one[0])
+    assert same(turned[1], one_by_one[1])
+
+
+def test_a_number_of_batches_can_be_asked_for_whatever_the_turns(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", 3)
+    recorder = Recorder()
+    bare_trainer(1, limit_train_batches=5).fit(recorder, datamodule=make(batch_size=16))
+    assert len(recorder.epochs[0]) == 5
+
+
+def test_a_share_of_the_batches_can_be_asked_for_whatever_the_turns(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", 3)
+    recorder = Recorder()
+    bare_trainer(1, limit_train_batches=0.5).fit(recorder, datamodule=make(batch_size=16))
+    assert len(recorder.epochs[0]) == 5
+
+
 # --- Augmentation
 
 AUGMENT: dict[str, Any] = {"flip": "random", "translate": 3, "cutout": 4}
@@ -363,6 +411,12 @@ def test_mixup_makes_labels_probabilities_of_the_classes_in_use(
         assert labels.shape == (len(images), columns)
         assert labels.is_floating_point()
         torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+
+
+def test_progressive_resizing_follows_the_progress_of_the_run(make: Make) -> None:
+    data = make(batch_size=50, augment={"resolution": {8: 0.25, 16: 0.5}})  # 3 batches an epoch: 12 steps in all
+    sides = [images.shape[1] for epoch in fitted(data, epochs=4).epochs for images, _ in epoch]
+    assert sides == [8] * 3 + [16] * 3 + [32] * 6
 
 
 # --- Fingerprint and reading

@@ -4,6 +4,7 @@ Shape suffixes: B images, H rows, W columns, C colours, K classes. Nothing here 
 the host, random numbers are drawn there and sent asynchronously.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ class Augment:
     mixup: alpha of the Beta distribution of the share an image keeps, the rest being a partner's (arXiv:1710.09412).
     cutmix: the same, but the partner's share is a rectangle of that area, clipped at the border (arXiv:1905.04899).
         With both alphas positive, each image is treated by one of the two, with probability 1/2.
+    resolution: progressive resizing, {pixels: share of the run until which images are so small}; after the last share
+        they keep their size. Bilinear, antialiased.
     num_classes: number of columns of the mixed labels.
     """
 
@@ -41,6 +44,7 @@ class Augment:
         cutout: int = 0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        resolution: Mapping[int, float] | None = None,
         num_classes: int = 10,
         seed: int = 0,
     ) -> None:
@@ -51,15 +55,25 @@ class Augment:
         _require(cutout >= 0, "cutout", cutout, "a number of pixels, 0 or more")
         _require(0 <= mixup < float("inf"), "mixup", mixup, "a finite alpha, 0 (off) or more")
         _require(0 <= cutmix < float("inf"), "cutmix", cutmix, "a finite alpha, 0 (off) or more")
+        stages = list((resolution or {}).items())
+        _require(all(side >= 4 and 0 < share <= 1 for side, share in stages), "resolution", resolution, "pixels: share")
+        _require(stages == sorted(stages, key=lambda stage: stage[1]), "resolution", resolution, "shares that rise")
         _require(num_classes >= 1, "num_classes", num_classes, "1 or more")
         _require(seed >= 0, "seed", seed, "0 or more")
         self.flip, self.translate, self.padding, self.rotation = flip, translate, padding, rotation
         self.cutout, self.mixup, self.cutmix = cutout, mixup, cutmix
+        self.stages = stages
         self.num_classes, self.seed = num_classes, seed
-        self.off = flip == "none" and not (translate or rotation or cutout or mixup or cutmix)
+        self.off = flip == "none" and not (translate or rotation or cutout or mixup or cutmix or stages)
 
     def __call__(
-        self, images_BHWC: Tensor, labels_B: Tensor, epoch: int, step: int, indices_B: Tensor | None = None
+        self,
+        images_BHWC: Tensor,
+        labels_B: Tensor,
+        epoch: int,
+        step: int,
+        indices_B: Tensor | None = None,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Return new images and labels, or the very same tensors if every option is off.
 
@@ -67,6 +81,7 @@ class Augment:
         labels_B: int64 class numbers; returned as they are, or with mixup or cutmix as float32 probabilities [B, K].
         epoch, step: 0 or more; `step` tells the batches of an epoch apart.
         indices_B: int64 place of each image in its data set, on any device; only alternating flip needs it.
+        progress: share of the run that is over; only progressive resizing needs it.
 
         Raises ValueError if indices_B is missing or an image is too small for `cutout` or for a reflected `translate`.
         """
@@ -81,8 +96,9 @@ class Augment:
         if self.cutout:
             images_BHWC = self._cut_out(images_BHWC, rng)
         if self.mixup or self.cutmix:
-            return self._mix(images_BHWC, labels_B, rng)
-        return images_BHWC, labels_B
+            images_BHWC, labels_B = self._mix(images_BHWC, labels_B, rng)
+        side = next((side for side, share in self.stages if progress < share), images_BHWC.shape[1])
+        return _resize(images_BHWC, side), labels_B
 
     def _flip_and_shift(
         self, images_BHWC: Tensor, epoch: int, indices_B: Tensor | None, rng: np.random.Generator
@@ -191,6 +207,14 @@ def _rotate(images_BHWC: Tensor, degrees_B: np.ndarray[Any, Any], padding: str) 
         align_corners=True,  # reflect at the border pixels' centres, as a shift does
     )
     return turned_BCHW.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _resize(images_BHWC: Tensor, side: int) -> Tensor:
+    if images_BHWC.shape[1] == side:
+        return images_BHWC
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
+    smaller_BCHW = F.interpolate(images_BCHW, (side, side), mode="bilinear", antialias=True)
+    return smaller_BCHW.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _clipped_rectangle(scale_B: np.ndarray[Any, Any], H: int, W: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -1,9 +1,10 @@
-"""Images in memory, split once, handed out a batch at a time, augmented on the device.
+"""Images in memory, split once, handed out some batches at a time, augmented on the device.
 
-Shape suffixes: N images of a set, B of a batch, H height, W width, C channels, K classes.
+Shape suffixes: N images of a set, T of a turn, B of a batch, H height, W width, C channels, K classes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError, DataError
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[Tensor, Tensor]
+
+TURNS = (
+    50  # of the training loop in an epoch: Lightning takes 0.9 ms a turn on a CPU, as long as a small network's step
+)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -35,7 +41,8 @@ class ImageDataModule(L.LightningDataModule):
     augment: keyword arguments of `Augment`, applied to training batches on the device; None is none.
     seed: of order and augmentation.
 
-    Training batches are (images uint8 [B, H, W, 3], labels int64 [B] or float [B, K]), others the same, unaugmented.
+    A batch is (images uint8 [B, H, W, 3], labels int64 [B]; float [B, K] after mixup or cutmix). In training they come
+    in turns: lists of a fiftieth of the epoch's batches, each of which is a step of `ImageClassifier.training_step`.
     """
 
     name: str
@@ -121,12 +128,20 @@ class ImageDataModule(L.LightningDataModule):
             )
         self.augment = Augment(**self.augment_options, num_classes=len(self.classes), seed=self.seed)
 
+    @property
+    def train_batches(self) -> int:
+        """The batches of a training epoch."""
+        images = len(self._sets["train"][2])
+        batches = images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        return min(batches, limit) if isinstance(limit, int) else batches
+
     def train_dataloader(self) -> DataLoader:
         images, labels, indices = self._sets["train"]
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches, again and again
         seed = self.seed if self.shuffle and not overfit else None
-        batches = EpochBatches(indices, self.batch_size, seed, self.drop_last, self)
-        return self._loader(Images(images, labels, with_index=True), batches, self.num_workers)
+        turns = Turns(indices, self.batch_size, self.train_batches, seed, self.trainer)
+        return self._loader(TrainImages(images, labels), turns, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -139,13 +154,20 @@ class ImageDataModule(L.LightningDataModule):
         return self._eval_loader(split)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if not (isinstance(batch, tuple | list) and len(batch) == 3):  # only training batches carry their indices
+        """The augmented batches of a turn; other batches as they are."""
+        if not (isinstance(batch, tuple | list) and len(batch) == 5):  # only a turn has its indices and its place
             return batch
-        images_BHWC, labels_B, indices_B = batch
+        images_THWC, labels_T, indices_T, epoch, first = batch
         assert self.augment is not None
         assert self.trainer is not None
-        step = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        return self.augment(images_BHWC, labels_B, self.trainer.current_epoch, step, indices_B)
+        epochs, batches = self.trainer.max_epochs or 1, self.train_batches
+        turn = []
+        for number, images_BHWC in enumerate(images_THWC.split(self.batch_size)):
+            labels_B, indices_B = (x.split(self.batch_size)[number] for x in (labels_T, indices_T))
+            step = first + number
+            progress = (epoch + step / batches) / epochs
+            turn.append(self.augment(images_BHWC, labels_B, epoch, step, indices_B, progress))
+        return turn
 
     def train_images(self, count: int) -> Tensor:
         """The first `count` images of the training split, uint8 [N, H, W, 3]."""
@@ -168,12 +190,12 @@ class ImageDataModule(L.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         images, labels, indices = self._sets[split]
-        return self._loader(Images(images, labels), EpochBatches(indices, self.eval_batch_size), 0)
+        return self._loader(Images(images, labels), indices.split(self.eval_batch_size), 0)
 
-    def _loader(self, images: "Images", batches: "EpochBatches", num_workers: int) -> DataLoader:
+    def _loader(self, images: "Images", batches: Any, num_workers: int) -> DataLoader:
         return DataLoader(
             images,
-            batch_sampler=batches,  # type: ignore[arg-type]  # batches of indices are tensors here, not lists
+            batch_sampler=batches,  # of tensors here, not of lists
             collate_fn=_as_is,  # type: ignore[arg-type]
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -253,67 +275,77 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 class Images(Dataset):
-    """Fetches a whole batch of images by one indexing: [B, H, W, 3], labels [B], and, if asked for, the indices [B]."""
+    """Fetches a whole batch of images by one indexing: [B, H, W, 3] and labels [B]."""
 
-    def __init__(self, images_NHWC: Tensor, labels_N: Tensor, with_index: bool = False) -> None:
+    def __init__(self, images_NHWC: Tensor, labels_N: Tensor) -> None:
         # Rows of bytes: index_select copies each image at once, 20 times as fast as indexing [N, H, W, 3].
         self.rows = images_NHWC.reshape(len(images_NHWC), -1)
         self.shape = images_NHWC.shape[1:]
         self.labels = labels_N
-        self.with_index = with_index
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices_B: Tensor) -> tuple[Tensor, ...]:
-        images_BHWC = self.rows.index_select(0, indices_B).view(-1, *self.shape)
-        batch = images_BHWC, self.labels.index_select(0, indices_B)
-        return (*batch, indices_B) if self.with_index else batch
+    def __getitems__(self, indices_B: Tensor) -> tuple[Any, ...]:
+        return self.rows.index_select(0, indices_B).view(-1, *self.shape), self.labels.index_select(0, indices_B)
 
 
-class EpochBatches(Sampler[Tensor]):
-    """Batches of indices whose order is a function of `seed` and the epoch alone (seed None: as given).
+class TrainImages(Images):
+    """Fetches a turn's images and labels, followed by what `Turns` says of it: its indices, epoch and first batch."""
 
-    Where an interrupted epoch is resumed, it goes on with the first batch that was not trained on.
+    def __getitems__(self, turn: tuple[Tensor, int, int]) -> tuple[Any, ...]:  # type: ignore[override]
+        return (*super().__getitems__(turn[0]), *turn)
+
+
+class Turns(Sampler[tuple[Tensor, int, int]]):
+    """The turns of the training loop: (indices of some batches, epoch, number of the first batch in its epoch).
+
+    An epoch's order is a function of `seed` and the epoch alone (seed None: as given), whatever the turns. Where
+    an interrupted epoch is resumed, it goes on with the first batch that was not trained on.
+    batches: of an epoch.
     """
 
     def __init__(
-        self,
-        indices: Tensor,
-        batch_size: int,
-        seed: int | None = None,
-        drop_last: bool = False,
-        datamodule: L.LightningDataModule | None = None,
+        self, indices: Tensor, batch_size: int, batches: int, seed: int | None = None, trainer: L.Trainer | None = None
     ) -> None:
         self.indices = indices
         self.batch_size = batch_size
+        self.batches = batches
         self.seed = seed
-        self.drop_last = drop_last
-        self.datamodule = datamodule
+        self.trainer = trainer
+        self.accumulate = getattr(trainer and trainer.lightning_module, "accumulate_grad_batches", 1)
+        # Where Lightning is asked for a share of the turns, a turn is as short as can be.
+        shares = (
+            trainer is not None and isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches < 1
+        )
+        self.batches_a_turn = self.accumulate * (1 if shares else math.ceil(batches / TURNS / self.accumulate))
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.indices), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return math.ceil(self.batches / self.batches_a_turn)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, start = self._position()
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        epoch, turn, first = self._position()
         order = self.indices
         if self.seed is not None:
             shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(order))
             order = order[torch.from_numpy(shuffled)]
-        yield from order.split(self.batch_size)[start : len(self)]
+        for end in range(turn + 1, len(self) + 1):
+            last = min(end * self.batches_a_turn, self.batches)
+            yield order[first * self.batch_size : last * self.batch_size], epoch, first
+            first = last
 
-    def _position(self) -> tuple[int, int]:
-        """The epoch, and the batches of it that were trained on before."""
-        trainer = self.datamodule.trainer if self.datamodule else None
-        if trainer is None:
-            return 0, 0
-        fit = trainer.fit_loop
+    def _position(self) -> tuple[int, int, int]:
+        """The epoch, and its turns and batches that were trained on before; a turn that was cut short counts."""
+        if self.trainer is None:
+            return 0, 0, 0
+        fit = self.trainer.fit_loop
         # These counters are Lightning's own: the tests of resuming guard them against an upgrade.
         epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
-        resumed = fit.restarting or fit.epoch_loop.restarting
-        start: int = fit.epoch_loop.batch_progress.current.processed if resumed else 0  # type: ignore[attr-defined]
-        return (epoch, start) if start < len(self) else (epoch + 1, 0)
+        if not (fit.restarting or fit.epoch_loop.restarting):
+            return epoch, 0, 0
+        turn: int = fit.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        steps = self.trainer.global_step - epoch * math.ceil(self.batches / self.accumulate)
+        return (epoch, turn, steps * self.accumulate) if turn < len(self) else (epoch + 1, 0, 0)
 
 
 def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

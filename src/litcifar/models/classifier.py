@@ -3,13 +3,16 @@
 Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -37,6 +40,9 @@ class ClassifierOptions(TypedDict, total=False):
     loss_reduction: over the batch.
     optim, scheduler: `_target_` and keyword arguments. A scheduler's `interval` is `step` or `epoch`, `monitor` the
         metric it watches, and a value `total_steps` stands for the number of steps (or epochs) of the run.
+    accumulate_grad_batches: batches of an optimizer step, whose mean loss it takes.
+    gradient_clip_val, gradient_clip_algorithm: largest norm (or absolute value) of the gradients before a step.
+    seed: of dropout, whose random numbers are then a function of seed and step; None takes torch's as they come.
     """
 
     classes: Sequence[str]
@@ -48,6 +54,10 @@ class ClassifierOptions(TypedDict, total=False):
     loss_reduction: Literal["mean", "sum"]
     optim: dict[str, Any]
     scheduler: dict[str, Any] | None
+    accumulate_grad_batches: int
+    gradient_clip_val: float | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    seed: int | None
 
 
 class Normalize(nn.Module):
@@ -65,7 +75,7 @@ class Normalize(nn.Module):
     def forward(self, images_BHWC: Tensor) -> Tensor:
         # By rows of W * C values: broadcasting over three channels takes ten times as long on a CPU.
         width = images_BHWC.shape[2]
-        rows = images_BHWC.flatten(2).float()
+        rows = images_BHWC.flatten(2).to(self.scale.dtype)
         return rows.mul_(self.scale.repeat(width)).add_(self.shift.repeat(width)).view(images_BHWC.shape)
 
 
@@ -89,8 +99,13 @@ class ImageClassifier(L.LightningModule):
         loss_reduction: Literal["mean", "sum"] = "mean",
         optim: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a turn of Lightning's loop is many steps
         self.classes = list(classes)
         self.image_size = image_size
         self.label_smoothing = label_smoothing
@@ -98,6 +113,11 @@ class ImageClassifier(L.LightningModule):
         self.loss_reduction = loss_reduction
         self.optim = optim or {"_target_": "torch.optim.Adam", "lr": 1e-3}
         self.scheduler = scheduler
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.seed = seed
+        self.interrupted = False  # set from outside: the turn ends after the step that is being made
         self.provenance: dict[str, Any] = {}
         self.normalize = Normalize(mean, std)
         self.example_input_array = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
@@ -113,21 +133,58 @@ class ImageClassifier(L.LightningModule):
         """Logits [B, K] of uint8 images [B, H, W, 3]."""
         return self.net(self.normalize(images_BHWC))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, turn: list[tuple[Tensor, Tensor]], batch_idx: int) -> Tensor:
+        """Trains on the batches of a turn one after the other; the last one's loss.
+
+        A turn of Lightning's loop takes longer than a small network's step, hence many steps in a turn. The numbers are
+        those of one step a turn.
+        """
+        if isinstance(turn[0], Tensor):  # the one batch of an ordinary loader
+            turn = [turn]  # type: ignore[list-item]
+        optimizer, schedulers = self.optimizers(), self._schedulers("step")
+        assert isinstance(optimizer, LightningOptimizer)
+        loss = torch.zeros(())
+        for number, (images_BHWC, labels) in enumerate(turn, 1):
+            part = (number - 1) % self.accumulate_grad_batches
+            if self.seed is not None:
+                self._draw_anew(self.seed * 1_000_003 + self.trainer.global_step * self.accumulate_grad_batches + part)
+            loss = self.loss(images_BHWC, labels)
+            with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
+                self.manual_backward(loss / self.accumulate_grad_batches)
+            if part + 1 < self.accumulate_grad_batches and number < len(turn):
+                continue
+            if self.gradient_clip_val is not None:
+                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.clear_autocast_cache()  # of the weights before the step
+            for scheduler in schedulers:
+                scheduler.step()
+            over = self.trainer.global_step == self.trainer.max_steps
+            if over or (self.interrupted and not self.trainer.is_last_batch):
+                break
+        return loss.detach()
+
+    def loss(self, images_BHWC: Tensor, labels: Tensor) -> Tensor:
         """The loss that is minimised; labels are int64 [B], or probabilities [B, K] after mixup or cutmix."""
-        images_BHWC, labels = batch
         logits_BK = self(images_BHWC)
         loss = cross_entropy(logits_BK, labels, label_smoothing=self.label_smoothing, reduction=self.loss_reduction)
         if self.l1:
             loss = loss + self.l1 * sum(p.abs().sum() for p in self.net.parameters() if p.ndim > 1)
-        labels_B = labels if labels.ndim == 1 else labels.argmax(1)
         # Updating torchmetrics takes longer than a small network's step, so the epoch's outputs are kept on the device.
-        self._train_outputs.append((logits_BK.detach().argmax(1), labels_B, loss.detach()))
+        self._train_outputs.append((logits_BK.detach(), labels, loss.detach()))
         return loss
 
     def on_train_epoch_end(self) -> None:
         self._update_train_metrics()
         self._log(self.train_metrics)
+        for scheduler in self._schedulers("epoch"):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                assert self.scheduler is not None
+                if self.scheduler["monitor"] in self.trainer.callback_metrics:  # not in an epoch without validation
+                    scheduler.step(self.trainer.callback_metrics[self.scheduler["monitor"]])
+            else:
+                scheduler.step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Logits float32 [B, K]."""
@@ -143,10 +200,18 @@ class ImageClassifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log(self.test_metrics)
 
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the whole run."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()
+        batches = getattr(trainer.datamodule, "train_batches", trainer.num_training_batches)  # type: ignore[attr-defined]
+        steps = math.ceil(batches / self.accumulate_grad_batches) * (trainer.max_epochs or 1)
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
     def configure_optimizers(self) -> Any:
-        interval = (self.scheduler or {}).get("interval")
-        steps = self.trainer.estimated_stepping_batches if interval == "step" else self.trainer.max_epochs
-        return self.recipe(int(steps or 0))
+        in_steps = self.scheduler is not None and self.scheduler.get("interval") == "step"
+        return self.recipe(self.total_steps if in_steps else self.trainer.max_epochs or 1)
 
     def recipe(self, total_steps: int) -> Any:
         """The optimizer and its scheduler, as Lightning takes them; ConfigError where their arguments do not fit.
@@ -156,16 +221,15 @@ class ImageClassifier(L.LightningModule):
         optimizer = build(self.optim, torch.optim.Optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
-        lightning = {key: value for key, value in self.scheduler.items() if key in ("interval", "monitor")}
         spec = {
             key: total_steps if value == "total_steps" else value
             for key, value in self.scheduler.items()
-            if key not in lightning
+            if key not in ("interval", "monitor")
         }
         scheduler = build(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and not lightning.get("monitor"):
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.scheduler.get("monitor"):
             raise ConfigError("scheduler: ReduceLROnPlateau watches a metric - set scheduler.monitor=val/loss")
-        return [optimizer], [lightning | {"scheduler": scheduler}]
+        return [optimizer], [scheduler]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._update_train_metrics()
@@ -182,12 +246,25 @@ class ImageClassifier(L.LightningModule):
     def _update_train_metrics(self) -> None:
         if not self._train_outputs:
             return
-        predictions, labels, losses = zip(*self._train_outputs, strict=True)
+        logits, labels, losses = zip(*self._train_outputs, strict=True)
         self._train_outputs.clear()
         sizes = torch.tensor([len(labels_B) for labels_B in labels], device=self.device)
+        labels_N = torch.cat(labels)
+        labels_N = labels_N if labels_N.ndim == 1 else labels_N.argmax(1)
         loss = torch.stack(losses)
-        self.train_metrics["acc"].update(torch.cat(predictions), torch.cat(labels))
+        self.train_metrics["acc"].update(torch.cat(logits).argmax(1), labels_N)
         self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
+
+    def _schedulers(self, interval: str) -> list[Any]:
+        if self.scheduler is None or self.scheduler.get("interval", "epoch") != interval:
+            return []
+        return [self.lr_schedulers()]
+
+    def _draw_anew(self, seed: int) -> None:
+        """Seeds torch's generators: its `manual_seed` takes 0.9 ms, it formats a stack trace for CUDA."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         images_BHWC, labels_B = batch
