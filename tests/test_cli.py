@@ -80,6 +80,8 @@ MISTAKES = {
     "augment.flip=maybe": "augment.flip=maybe",
     "data=image_folder": "'data.root' is missing",
     "name=a/b": "name=a/b",
+    "tta=flip": "tta=flip - input should be 'none', 'mirror' or 'mirror_translate'",
+    "tta=null": "tta=None - input should be",
 }
 
 
@@ -124,6 +126,13 @@ def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) ->
     assert outcome.err.count("\n") == 1
     assert run(TRAIN, "resume=nowhere").code == 4
     assert run(COMPARE, "nowhere").code == 4
+
+
+def test_a_mistake_in_an_evaluation_is_exit_code_2(run) -> None:  # type: ignore[no-untyped-def]
+    for mistake, message in {"tta=flip": "tta=flip - input should be", "ttaa=mirror": "did you mean 'tta'?"}.items():
+        outcome = run(EVALUATE, "ckpt=nowhere.ckpt", mistake)
+        assert outcome.code == 2
+        assert message in outcome.err
 
 
 def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,7 @@
 """The leaderboard: which runs it finds, how it groups, orders and shows them, and what it says of the others."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -94,6 +95,7 @@ def test_seeds_of_one_config_are_one_row(tmp_path: Path) -> None:
     [
         ("resume", "outputs/mlp/x"),
         ("test", False),
+        ("tta", "mirror"),
         ("logger", {"_target_": "TensorBoardLogger"}),
         ("data.root", "/elsewhere"),
         ("data.mirrors", []),
@@ -237,6 +239,32 @@ def test_table_shows_percent_and_what_a_name_says_literally(tmp_path: Path) -> N
     for part in ["[bold]x[/] :smile:", "91.00 ± 1.41", "45.00 ± 0.00", "1,578,506", "90.0 min", "CPU, 2 threads"]:
         assert part in text
     assert "differs in" not in text
+
+
+def test_accuracy_with_test_time_augmentation_has_its_own_columns_where_there_is_any(tmp_path: Path) -> None:
+    for seed in range(2):
+        tta: dict[str, Any] = {"tta": "mirror", "val/tta_acc": 0.6 + seed / 50, "test/tta_acc": 0.5 + seed / 50}
+        write_run(tmp_path / f"old{seed}", seed, 0.4, name="old")
+        write_run(tmp_path / f"both{seed}", seed, 0.3, name="both", **tta)
+        write_run(tmp_path / f"mixed{seed}", seed, 0.2, name="mixed", **(tta if seed else {}))
+        write_run(
+            tmp_path / f"kinds{seed}", seed, 0.1, name="kinds", **tta | {"tta": ("mirror", "mirror_translate")[seed]}
+        )
+    old, both, mixed, kinds = rank(find_runs([tmp_path])[0])
+    assert (old.tta, old.val_tta_acc, old.test_tta_acc) == ("none", None, None)
+    assert (both.tta, both.val_acc, both.test_acc) == ("mirror", 0.3, 0.45)
+    assert (both.val_tta_acc, both.test_tta_acc) == pytest.approx((0.61, 0.51))
+    assert (both.val_tta_acc_sd, both.test_tta_acc_sd) == pytest.approx((0.0141421, 0.0141421), rel=1e-5)
+    for row in (mixed, kinds):
+        assert (row.tta, row.val_tta_acc, row.test_tta_acc) == (None, None, None)
+        assert len(row.seeds) == 2
+    rows = [old, both, mixed, kinds]
+    text = "\n".join(shown(rows, 120))
+    for part in ("val tta %", "test tta %", "61.00 ± 1.41", "51.00 ± 1.41"):
+        assert part in text
+    assert "tta" not in "\n".join(shown(rows, 119))
+    assert "tta" not in "\n".join(shown([old], 160))
+    assert "test tta %" not in "\n".join(shown([dataclasses.replace(both, test_tta_acc=None)], 160))
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

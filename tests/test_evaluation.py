@@ -9,6 +9,7 @@ import torch
 from litcifar import training
 from litcifar.config import EvaluateConfig, TrainConfig, check
 from litcifar.evaluation import Evaluation, evaluate
+from litcifar.models import ImageClassifier
 from tests.conftest import Compose, as_dict
 
 RECIPES = {
@@ -18,6 +19,8 @@ RECIPES = {
     "classes": ("model=mlp", "data.classes=[ship,cat,dog]"),
     "smoothed": ("model=mlp", "model.label_smoothing=0.2", "model.l1=1e-3", "model.loss_reduction=sum"),
     "bf16": ("model.widths=[4,8]", "trainer.precision=bf16-mixed"),
+    "mirror": ("model=mlp", "tta=mirror"),
+    "bf16_tta": ("model.widths=[4,8]", "trainer.precision=bf16-mixed", "tta=mirror_translate"),
     "whitened": ("model.widths=[8]", "model.stem=whitened", "model.mean=[.5,.5,.5]", "model.std=[.2,.2,.2]"),
 }
 
@@ -33,6 +36,7 @@ def test_evaluate_equals_train(compose: Compose, tmp_path: Path, recipe: str) ->
     assert (val.split, test.split) == ("val", "test")
     assert (val.acc, val.loss) == (metrics["val/acc"], metrics["val/loss"])
     assert (test.acc, test.loss) == (metrics["test/acc"], metrics["test/loss"])
+    assert (val.tta_acc, test.tta_acc) == (metrics["val/tta_acc"], metrics["test/tta_acc"])
 
 
 def test_one_split_alone(compose: Compose, tmp_path: Path) -> None:
@@ -40,6 +44,42 @@ def test_one_split_alone(compose: Compose, tmp_path: Path) -> None:
     (only,) = evaluate(config(tmp_path, "split=val"))
     assert only.split == "val"
     assert len(only.labels_N) == 50
+
+
+def test_test_time_augmentation_can_be_asked_for_and_left_out(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = training.train(compose("model.widths=[4,8]"), tmp_path / "plain")
+    augmented = training.train(compose("model.widths=[4,8]", "tta=mirror_translate"), tmp_path / "augmented")
+    capsys.readouterr()
+    _, plain = evaluate(config(tmp_path / "plain"))
+    assert "tta" not in capsys.readouterr().out
+    _, test = evaluate(config(tmp_path / "plain", "tta=mirror_translate"))
+    assert f"test/tta_acc {augmented['test/tta_acc']:.4f} (mirror_translate)" in capsys.readouterr().out
+    _, without = evaluate(config(tmp_path / "augmented", "tta=none"))
+    assert (plain.tta_acc, without.tta_acc) == (None, None)
+    assert test.tta_acc == augmented["test/tta_acc"]
+    assert plain.acc == test.acc == without.acc == metrics["test/acc"] == augmented["test/acc"]
+    assert torch.equal(plain.logits_NK, test.logits_NK)  # to the last bit
+    assert torch.equal(plain.logits_NK, without.logits_NK)
+    assert test.per_class() == plain.per_class()
+
+
+def test_each_further_view_is_one_more_forward_pass_in_the_precision_of_training(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.train(compose("model.widths=[4]", "trainer.precision=bf16-mixed"), tmp_path)
+    forward, passes = ImageClassifier.forward, []
+
+    def noted(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+        passes.append((len(images_BHWC), model.training, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return forward(model, images_BHWC)
+
+    monkeypatch.setattr(ImageClassifier, "forward", noted)
+    (test,) = evaluate(config(tmp_path, "split=test", "tta=mirror_translate"))
+    assert passes == 6 * [(40, False, True, False)]
+    assert test.tta_logits_NK is not None
+    assert (test.tta_logits_NK.shape, test.tta_logits_NK.dtype) == ((40, 10), torch.float32)
 
 
 def test_the_data_can_lie_elsewhere(compose: Compose, tmp_path: Path, tiny_cifar10: Path) -> None:
@@ -69,6 +109,13 @@ def test_scores_of_each_class_and_the_confusion_matrix_by_hand() -> None:
     assert scores["precision"] == pytest.approx([2 / 4, 1 / 2, 0])
     assert scores["recall"] == pytest.approx([2 / 3, 1 / 2, 0])
     assert scores["F1"] == pytest.approx([4 / 7, 1 / 2, 0])
+
+
+def test_the_accuracy_with_test_time_augmentation_by_hand() -> None:
+    labels, classes = torch.tensor([0, 0, 1, 1]), ["a", "b"]
+    plain, augmented = torch.eye(2)[[0, 1, 0, 1]], torch.eye(2)[[0, 1, 1, 1]]
+    assert Evaluation("val", classes, 0.5, 1.0, plain, labels, augmented).tta_acc == 0.75
+    assert Evaluation("val", classes, 0.5, 1.0, plain, labels).tta_acc is None
 
 
 def test_the_report_names_every_class(compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
 from litcifar.data import ShapesDataModule, datamodule
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
-from litcifar.run_folder import read_metrics
+from litcifar.run_folder import read_metrics, write_metrics
 from tests.conftest import Compose
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
@@ -127,6 +127,30 @@ def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Pat
     assert metrics["test/loss"] is None
 
 
+def test_test_time_augmentation_is_reported_beside_the_plain_figures(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = training.train(compose("model=mlp"), tmp_path / "plain")
+    assert " with " not in capsys.readouterr().out.partition("best epoch")[2]
+    metrics = training.train(compose("model=mlp", "tta=mirror_translate"), tmp_path / "tta")
+    assert (plain["tta"], plain["val/tta_acc"], plain["test/tta_acc"]) == ("none", None, None)
+    assert metrics["tta"] == "mirror_translate"
+    for key in ("val/acc", "val/loss", "test/acc", "test/loss", "best_epoch"):
+        assert metrics[key] == plain[key]
+    assert same(weights(tmp_path / "tta")["state_dict"], weights(tmp_path / "plain")["state_dict"])
+    val, val_tta, test, test_tta = (
+        f"{100 * metrics[key]:.2f} %" for key in ("val/acc", "val/tta_acc", "test/acc", "test/tta_acc")
+    )
+    words = f"val {val} ({val_tta} with mirror_translate), test {test} ({test_tta} with mirror_translate)"
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_test_the_validation_set_alone_is_augmented(compose: Compose, tmp_path: Path) -> None:
+    metrics = training.train(compose("model=mlp", "tta=mirror", "test=false"), tmp_path)
+    assert 0 <= metrics["val/tta_acc"] <= 1
+    assert metrics["test/tta_acc"] is None
+
+
 class StopAfter(Callback):
     """Sends this process a signal before an optimizer step, amid a turn of the loop, or in the validation after it."""
 
@@ -206,6 +230,26 @@ def test_a_resumed_run_keeps_its_recipe(compose: Compose, tmp_path: Path) -> Non
     changed = compose("model=mlp", f"resume={tmp_path}", "optim.lr=0.5")
     with pytest.raises(ConfigError, match=r"optim\.lr=0\.5 \(was 0\.001\)"):
         training.train(changed, tmp_path, changed=("resume", "optim.lr"))
+
+
+def test_a_finished_run_can_be_evaluated_with_test_time_augmentation(compose: Compose, tmp_path: Path) -> None:
+    plain = training.train(compose("model=mlp", "scheduler=triangular"), tmp_path)
+    before = weights(tmp_path)
+    for key in ("tta", "val/tta_acc", "test/tta_acc"):  # as an earlier version left it
+        del plain[key]
+    write_metrics(tmp_path, plain)
+    resumed = compose(f"resume={tmp_path}", "tta=none")
+    assert training.train(resumed, tmp_path, changed=("resume", "tta")) == plain
+
+    resumed = compose(f"resume={tmp_path}", "tta=mirror")
+    metrics = training.train(resumed, tmp_path, changed=("resume", "tta"))
+    assert metrics == read_metrics(tmp_path)
+    assert metrics["tta"] == metrics["config"]["tta"] == "mirror"
+    assert 0 <= metrics["test/tta_acc"] <= 1
+    assert metrics["test/loss"] == plain["test/loss"]
+    assert metrics["epochs"] == 2
+    assert same(before["state_dict"], weights(tmp_path)["state_dict"])
+    assert training.train(resumed, tmp_path, changed=("resume", "tta")) == metrics  # nothing is left to do
 
 
 def test_a_schedule_that_was_planned_for_the_run_cannot_be_prolonged(

@@ -26,6 +26,7 @@ FREE = (
     "seed",
     "resume",
     "test",
+    "tta",
     "logger",
     "trainer.enable_progress_bar",
     "trainer.profiler",
@@ -45,6 +46,9 @@ class Run(BaseModel):
     data: str
     val_acc: float | None = Field(alias="val/acc")
     test_acc: float | None = Field(alias="test/acc")
+    tta: str = "none"  # this and the next two are not in the files of earlier versions
+    val_tta_acc: float | None = Field(alias="val/tta_acc", default=None)
+    test_tta_acc: float | None = Field(alias="test/tta_acc", default=None)
     params: int
     train_seconds: float
     device: str
@@ -77,6 +81,11 @@ class Row:
     test_acc: float | None  # over the `test_runs` runs that were tested
     test_acc_sd: float | None
     test_runs: int
+    tta: str | None  # None, and no accuracy with it, where the runs had different ones
+    val_tta_acc: float | None
+    val_tta_acc_sd: float | None
+    test_tta_acc: float | None
+    test_tta_acc_sd: float | None
     params: int
     train_seconds: float
     device: str
@@ -150,7 +159,7 @@ def rank(runs: Iterable[Run]) -> list[Row]:
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
-    """Return the rows as a table for so many columns of text; below 90, params and device are left to the CSV."""
+    """Return the rows as a table for so many columns of text; what has no room, or no content, is left to the CSV."""
     cells = {
         "#": [str(row.rank) for row in rows],
         "name": [row.name for row in rows],
@@ -159,14 +168,16 @@ def table(rows: Sequence[Row], width: int) -> Table:
         "n": [str(len(row.seeds)) for row in rows],
         "val acc %": [_percent(row.val_acc, row.val_acc_sd) for row in rows],
         "test acc %": [_percent(row.test_acc, row.test_acc_sd) + _untested(row) for row in rows],
+        "val tta %": [_percent(row.val_tta_acc, row.val_tta_acc_sd) for row in rows],
+        "test tta %": [_percent(row.test_tta_acc, row.test_tta_acc_sd) for row in rows],
         "params": [f"{row.params:,}" for row in rows],
         "time": [_duration(row.train_seconds) for row in rows],
         "device": [row.device for row in rows],
     }
-    if width < 90:
-        del cells["params"], cells["device"]
-    if not any(cells["differs in"]):
-        del cells["differs in"]
+    least_widths = {"differs in": 0, "val tta %": 120, "test tta %": 120, "params": 90, "device": 90}
+    for title, least_width in least_widths.items():
+        if width < least_width or set(cells[title]) <= {"", "-"}:
+            del cells[title]
     widths = {
         title: max(len(line) for cell in [title, *column] for line in cell.split("\n"))
         for title, column in cells.items()
@@ -198,9 +209,12 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
 
 def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
     recipe = runs[0].recipe()
-    val_acc, val_acc_sd = _mean_and_sd([math.nan if run.val_acc is None else run.val_acc for run in runs])
-    tested = [run.test_acc for run in runs if run.test_acc is not None]
-    test_acc, test_acc_sd = _mean_and_sd(tested)
+    val_acc, val_acc_sd = _mean_and_sd([run.val_acc for run in runs])
+    tested = [run for run in runs if run.test_acc is not None]
+    test_acc, test_acc_sd = _mean_and_sd([run.test_acc for run in tested])
+    same_tta = runs if len({run.tta for run in runs}) == 1 else []
+    val_tta_acc, val_tta_acc_sd = _mean_and_sd([run.val_tta_acc for run in same_tta])
+    test_tta_acc, test_tta_acc_sd = _mean_and_sd([run.test_tta_acc for run in same_tta])
     return Row(
         rank=0,
         name=runs[0].name,
@@ -212,6 +226,11 @@ def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
         test_acc=test_acc,
         test_acc_sd=test_acc_sd,
         test_runs=len(tested),
+        tta=runs[0].tta if same_tta else None,
+        val_tta_acc=val_tta_acc,
+        val_tta_acc_sd=val_tta_acc_sd,
+        test_tta_acc=test_tta_acc,
+        test_tta_acc_sd=test_tta_acc_sd,
         params=runs[0].params,
         train_seconds=statistics.fmean(run.train_seconds for run in runs),
         device=", ".join(sorted({run.device for run in runs})),
@@ -235,10 +254,11 @@ def _or_last(accuracy: float | None) -> float:
     return -math.inf if accuracy is None or math.isnan(accuracy) else accuracy
 
 
-def _mean_and_sd(values: list[float]) -> tuple[float | None, float | None]:
-    if not values or not all(map(math.isfinite, values)):
+def _mean_and_sd(values: list[float | None]) -> tuple[float | None, float | None]:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known or len(known) < len(values):
         return None, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def _untested(row: Row) -> str:

@@ -23,6 +23,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+TTA = Literal["none", "mirror", "mirror_translate"]
 
 
 class Node(BaseModel):
@@ -172,6 +173,7 @@ class TrainConfig(Node):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     test: bool
+    tta: TTA = "none"  # checkpoints of earlier versions have none
     resume: str | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     lookahead: Count | None
@@ -202,6 +204,7 @@ class EvaluateConfig(Node):
 
     ckpt: str
     split: Literal["val", "test", "both"]
+    tta: TTA | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     data: Data
 

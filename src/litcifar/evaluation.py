@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    multiclass_accuracy,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
@@ -16,12 +17,13 @@ from torchmetrics.functional.classification import (
 )
 
 from litcifar import checkpoints
-from litcifar.config import EvaluateConfig, TrainConfig
+from litcifar.config import TTA, EvaluateConfig, TrainConfig
 from litcifar.console import console as make_console
 from litcifar.console import quiet
 from litcifar.data import ImageDataModule
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import BEST, find_checkpoint
+from litcifar.tta import mean_logits
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Evaluation:
     """A network's answers on one split.
 
     acc: top-1 accuracy, 0 to 1. loss: mean cross-entropy, nats. logits: float32 [N, K]. labels: int64 [N].
+    tta_logits: float32 [N, K], with test-time augmentation; None without. All else is without.
     """
 
     split: str
@@ -37,6 +40,15 @@ class Evaluation:
     loss: float
     logits_NK: Tensor
     labels_N: Tensor
+    tta_logits_NK: Tensor | None = None
+
+    @property
+    def tta_acc(self) -> float | None:
+        """Top-1 accuracy with test-time augmentation, 0 to 1."""
+        if self.tta_logits_NK is None:
+            return None
+        count = len(self.classes)
+        return multiclass_accuracy(self.tta_logits_NK, self.labels_N, num_classes=count, average="micro").item()
 
     def per_class(self) -> dict[str, list[float]]:
         """Precision, recall and F1 of each class, 0 to 1; a class that is never predicted has precision 0."""
@@ -55,14 +67,19 @@ class Evaluation:
 class Answers(L.Callback):
     """Keeps the logits and labels of an evaluation, on the device until its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, tta: TTA) -> None:
+        self.tta = tta
         self.logits: list[Tensor] = []
+        self.tta_logits: list[Tensor] = []
         self.labels: list[Tensor] = []
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *answer: Any) -> None:
-        logits_BK, (_, labels_B), *_ = answer
+        logits_BK, (images_BHWC, labels_B), *_ = answer
         self.logits.append(logits_BK)
         self.labels.append(labels_B)
+        if self.tta != "none":
+            with trainer.precision_plugin.forward_context():  # Lightning's own ends with the step
+                self.tta_logits.append(mean_logits(module, images_BHWC, logits_BK, self.tta))
 
     def on_test_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *answer: Any) -> None:
         self.on_validation_batch_end(trainer, module, *answer)
@@ -71,8 +88,8 @@ class Answers(L.Callback):
 def evaluate_model(
     model: ImageClassifier, data: ImageDataModule, split: str, config: TrainConfig, precision: str, accelerator: str
 ) -> Evaluation:
-    """Runs the network over `val` or `test` with the batches, precision and limits of training."""
-    answers = Answers()
+    """Runs the network over `val` or `test` with the batches, precision, limits and `tta` of training."""
+    answers = Answers(config.tta)
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -89,7 +106,9 @@ def evaluate_model(
     run = trainer.validate if split == "val" else trainer.test
     metrics = run(model, datamodule=data, verbose=False)[0]
     logits_NK, labels_N = torch.cat(answers.logits).cpu(), torch.cat(answers.labels).cpu()
-    return Evaluation(split, model.classes, metrics[f"{split}/acc"], metrics[f"{split}/loss"], logits_NK, labels_N)
+    tta_logits_NK = torch.cat(answers.tta_logits).cpu() if answers.tta_logits else None
+    acc, loss = metrics[f"{split}/acc"], metrics[f"{split}/loss"]
+    return Evaluation(split, model.classes, acc, loss, logits_NK, labels_N, tta_logits_NK)
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:
@@ -103,7 +122,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint)
     where = {key: value for key, value in config.data.model_dump().items() if value is not None}
-    trained = trained.model_copy(update={"data": trained.data.model_copy(update=where)})
+    data_config = trained.data.model_copy(update=where)
+    trained = trained.model_copy(update={"data": data_config, "tta": config.tta or trained.tta})
     known = checkpoint["litcifar"]
     console.print(f"{path}: {trained.name} seed {trained.seed}, epoch {checkpoint['epoch'] + 1}, data {known['data']}")
     data = checkpoints.data_of(trained)
@@ -115,7 +135,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     splits = ["val", "test"] if config.split == "both" else [config.split]
     results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
     for result in results:
-        console.print(f"{result.split}/acc {result.acc:.4f}  {result.split}/loss {result.loss:.4f}")
+        tta = "" if result.tta_acc is None else f"  {result.split}/tta_acc {result.tta_acc:.4f} ({trained.tta})"
+        console.print(f"{result.split}/acc {result.acc:.4f}  {result.split}/loss {result.loss:.4f}{tta}")
     print_report(results[-1], console)
     return results
 

@@ -32,7 +32,8 @@ from litcifar.steps import Steps
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
-FREE_ON_RESUME = ("resume", "test", "data.root", "data.num_workers")  # and trainer.*: what may differ in a resumed run
+# What may differ in a resumed run, beside trainer.*
+FREE_ON_RESUME = ("resume", "test", "tta", "data.root", "data.num_workers")
 
 
 def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -89,8 +90,11 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     if history.best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
     trained = checkpoints.model_of(checkpoints.read(run_dir / BEST))
-    split = "test" if config.test else "val"
-    answers = evaluate_model(trained, data, split, config, precision, config.trainer.accelerator)
+    reported = "test" if config.test else "val"
+    # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
+    splits = {reported} if config.tta == "none" else {"val", reported}
+    accelerator = config.trainer.accelerator
+    answers = {split: evaluate_model(trained, data, split, config, precision, accelerator) for split in splits}
     metrics = {
         **_figures(config, history, answers),
         "params": sum(p.numel() for p in model.parameters()),
@@ -98,23 +102,25 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         **{key: value for key, value in model.provenance.items() if key != "format_version"},
         "class_counts": counts,
     }
-    figures.draw_run(run_dir / FIGURES, history.rows, answers)
+    figures.draw_run(run_dir / FIGURES, history.rows, answers[reported])
     write_metrics(run_dir, metrics)
     _say_end(console, metrics, run_dir, not _planned(config), time.perf_counter() - start)
     return metrics
 
 
-def _figures(config: TrainConfig, history: History, answers: Evaluation) -> dict[str, Any]:
+def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluation]) -> dict[str, Any]:
     """The part of metrics.json that was measured; the validation figures are those of best.ckpt."""
-    best, rows = history.best or {}, history.rows
+    best, rows, test = history.best or {}, history.rows, answers.get("test")
     seconds = sum(row["seconds"] for row in rows)
     return {
         "name": config.name,
         "seed": config.seed,
         "val/acc": best["val/acc"],
         "val/loss": best["val/loss"],
-        "test/acc": answers.acc if config.test else None,
-        "test/loss": answers.loss if config.test else None,
+        "test/acc": test.acc if test else None,
+        "test/loss": test.loss if test else None,
+        "tta": config.tta,
+        **{f"{split}/tta_acc": answers[split].tta_acc if split in answers else None for split in ("val", "test")},
         "best_epoch": int(best["epoch"]),
         "epochs": len(rows),
         "train_seconds": seconds,
@@ -229,7 +235,7 @@ def _continued(
     ]
     if refused:
         asked = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in refused)
-        raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.* and test may change")
+        raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.*, test and tta may change")
     if _planned(saved) and not STEPS.isdisjoint(different):
         raise ConfigError(
             f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
@@ -248,20 +254,21 @@ def _planned(config: TrainConfig) -> bool:
 
 
 def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """What metrics.json holds, if the run has ended and no more epochs are asked for."""
+    """What metrics.json holds, if the run has ended and neither more epochs nor other figures are asked for."""
     metrics = read_metrics(run_dir)
     if metrics is None:
         return None
     same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
-    return metrics if same_length and (metrics["test/acc"] is not None or not config.test) else None
+    tested = metrics["test/acc"] is not None or not config.test
+    augmented = config.tta in ("none", metrics.get("tta"))
+    return metrics if same_length and tested and augmented else None
 
 
 def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train_on: bool, seconds: float) -> None:
     say = console.print
     folder = short(run_dir)
     twice = 2 * metrics["config"]["trainer"]["max_epochs"]
-    test = "" if metrics["test/acc"] is None else f", test {100 * metrics['test/acc']:.2f} %"
-    accuracy = f"val {100 * metrics['val/acc']:.2f} %{test}"
+    accuracy = ", ".join(_accuracy(metrics, split) for split in ("val", "test") if metrics[f"{split}/acc"] is not None)
     say(
         f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
         f"in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
@@ -276,3 +283,9 @@ def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train
     commands["compare"] = "litcifar-compare outputs"
     for what, command in commands.items():
         say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece
+
+
+def _accuracy(metrics: dict[str, Any], split: str) -> str:
+    acc, tta_acc = metrics[f"{split}/acc"], metrics[f"{split}/tta_acc"]
+    with_tta = "" if tta_acc is None else f" ({100 * tta_acc:.2f} % with {metrics['tta']})"
+    return f"{split} {100 * acc:.2f} %{with_tta}"
