@@ -1,0 +1,312 @@
+"""Seconds that an epoch's training batches take: litcifar, its limits and what it replaces, interleaved.
+
+    python tests/benchmarks/epoch_time.py data.root=DIR data.verify=false
+
+litcifar         litcifar.training.train, from its metrics.csv
+plain loop       a bare PyTorch loop of the same step, the images in memory, on the device: the limit
+usual Lightning  the same network and optimizer; PIL images transformed one by one in two workers, automatic
+                 optimization, loss and accuracy logged each step, progress bar and CSVLogger on
+FLOP floor       the epoch's training FLOPs at the rate of a large matrix product in litcifar's precision
+NumPy            numpy_mlp's step in float32 NumPy, without the value of the loss
+with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
+
+Each variant runs the same number of steps twice and times the second pass from before its first batch is fetched.
+Where that is less than an epoch, the time is scaled by the images. Use an idle machine.
+"""
+
+import contextlib
+import csv
+import functools
+import io
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision import transforms
+
+from litcifar import checkpoints, training
+from litcifar.config import TrainConfig
+from litcifar.errors import ConfigError
+from litcifar.models import ImageClassifier
+from litcifar.models.conv_pool import ChannelsFirst
+from litcifar.run_folder import BEST, HISTORY
+
+EXPERIMENTS = "logistic_regression,numpy_mlp,keras_cnn,deep_cnn,speed_94"
+RATIOS = (
+    ("litcifar", "plain loop"),
+    ("usual Lightning", "litcifar"),
+    ("plain loop", "FLOP floor"),
+    ("litcifar", "NumPy"),
+)
+
+
+class Case:
+    """An experiment at a batch size, as every variant needs it; each variant returns the seconds of a whole epoch.
+
+    seconds: about what a pass of the plain loop takes, which decides the number of steps.
+    """
+
+    def __init__(self, overrides: list[str], seconds: float) -> None:
+        self.overrides = overrides
+        self.config: TrainConfig = measure.compose(*overrides)
+        self.device: torch.device = measure.device_of(self.config)
+        self.data = checkpoints.data_of(self.config)
+        self.data.prepare_data()
+        self.data.setup()
+        images, labels = zip(*self.data.loader("train"), strict=True)
+        self.images_NHWC, self.labels_N = torch.cat(images), torch.cat(labels)
+        self.batch = self.config.data.batch_size
+        self.images_of_epoch = len(self.labels_N)
+        if self.config.data.drop_last:
+            self.images_of_epoch -= self.images_of_epoch % self.batch
+        self.steps_of_epoch = -(-self.images_of_epoch // self.batch)
+        self.steps = min(2, self.steps_of_epoch)
+        self.litcifar()
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ConfigError(f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed")
+        for wanted in (seconds / 10, seconds):
+            steps = wanted * self.steps_of_epoch / self.plain_loop()
+            self.steps = int(min(self.steps_of_epoch, max(self.steps, steps)))
+
+    def litcifar(self, validation: bool = False) -> float:
+        limits = [] if validation else ["trainer.limit_val_batches=1", "data.eval_batch_size=100"]
+        limits += ["trainer.max_epochs=2", f"trainer.limit_train_batches={self.steps}", "test=false", "logger=none"]
+        printed = EpochLines()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(printed):
+            metrics = training.train(measure.compose(*self.overrides, *limits), Path(folder))
+            self.precision: str = metrics["precision"]
+            self.checkpoint = checkpoints.read(Path(folder, BEST))  # the network of the other variants
+            with Path(folder, HISTORY).open() as file:
+                *_, row = csv.DictReader(file)
+        training_seconds = self.images_of_epoch / float(row["images_per_second"])
+        others = printed.times[-1] - printed.times[-2] - float(row["seconds"])
+        return training_seconds + others if validation else training_seconds
+
+    def plain_loop(self) -> float:
+        model = checkpoints.model_of(self.checkpoint).train().to(self.device)
+        recipe = model.recipe(total_steps=2 * self.steps)
+        (optimizer,), schedulers = recipe if isinstance(recipe, tuple) else ([recipe], [])
+        rows, labels_N = self.images_NHWC.flatten(1).to(self.device), self.labels_N.to(self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+        assert self.data.augment is not None
+        for epoch in range(2):
+            start = measure.now(self.device)
+            order = torch.randperm(len(rows)) if self.config.data.shuffle else torch.arange(len(rows))
+            for step, indices_B in enumerate(order.to(self.device).split(self.batch)[: self.steps]):
+                images_BHWC = rows.index_select(0, indices_B).view(-1, *self.images_NHWC.shape[1:])
+                labels_B = labels_N.index_select(0, indices_B)
+                batch = self.data.augment(images_BHWC, labels_B, epoch, step, indices_B)
+                with autocast:
+                    loss = _loss(model, model(batch[0]), batch[1])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                for scheduler in schedulers:
+                    if scheduler["interval"] == "step":
+                        scheduler["scheduler"].step()
+        return self._scaled(measure.now(self.device) - start)
+
+    def usual_lightning(self, precision: Any) -> float:
+        options = self.config.data
+        loader = DataLoader(
+            PILImages(self.images_NHWC.numpy(), self.labels_N.tolist(), _transform(self.config)),
+            batch_size=self.batch,
+            shuffle=options.shuffle,
+            drop_last=options.drop_last,
+            num_workers=2,
+            persistent_workers=True,  # else an epoch starts new ones, which a part of an epoch would overstate
+            pin_memory=self.device.type == "cuda",
+        )
+        module = UsualModule(checkpoints.model_of(self.checkpoint).train(), 2 * self.steps)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            trainer = L.Trainer(
+                accelerator=self.config.trainer.accelerator,
+                devices=1,
+                precision=precision,
+                max_epochs=2,
+                limit_train_batches=self.steps,
+                logger=CSVLogger(folder),
+                default_root_dir=folder,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, loader)
+        return self._scaled(module.seconds)
+
+    def flop_floor(self) -> float:
+        model, few = checkpoints.model_of(self.checkpoint).train(), 8
+        with FlopCounterMode(display=False) as counter:
+            _loss(model, model(self.images_NHWC[:few]), self.labels_N[:few]).backward()
+        size, times = 2048 if self.device.type == "cpu" else 8192, []
+        dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+        a, b = torch.randn(2, size, size, device=self.device).to(dtype)
+        for _ in range(6):
+            start = measure.now(self.device)
+            torch.mm(a, b)
+            times.append(measure.now(self.device) - start)
+        return counter.get_total_flops() / few * self.images_of_epoch * min(times[1:]) / (2 * size**3)
+
+    def numpy(self) -> float:
+        x_NP = self.images_NHWC.flatten(1).numpy() / np.float32(255)
+        one_hot_NK = np.eye(10, dtype=np.float32)[self.labels_N.numpy()]
+        rng = np.random.default_rng(0)
+        w1, w2 = ((rng.standard_normal((m, n)) / m**0.5).astype(np.float32) for m, n in ((3072, 128), (128, 10)))
+        b1, b2 = np.zeros(128, np.float32), np.zeros(10, np.float32)
+        lr = np.float32(0.01)
+        for _ in range(2):
+            start = time.perf_counter()
+            for first in range(0, self.steps * self.batch, self.batch):
+                x, one_hot = x_NP[first : first + self.batch], one_hot_NK[first : first + self.batch]
+                hidden = np.maximum(x @ w1 + b1, 0)
+                logits = hidden @ w2 + b2
+                exp = np.exp(logits - logits.max(1, keepdims=True))
+                d_logits = (exp / exp.sum(1, keepdims=True) - one_hot) / np.float32(len(x))
+                d_hidden = (d_logits @ w2.T) * (hidden > 0)
+                w2 -= lr * (hidden.T @ d_logits)
+                b2 -= lr * d_logits.sum(0)
+                w1 -= lr * (x.T @ d_hidden)
+                b1 -= lr * d_hidden.sum(0)
+        return self._scaled(time.perf_counter() - start)
+
+    def _scaled(self, seconds: float) -> float:
+        return seconds * self.images_of_epoch / min(self.steps * self.batch, self.images_of_epoch)
+
+
+class EpochLines(io.StringIO):
+    """Notes when each epoch's line is printed, which is after its validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def write(self, text: str) -> int:
+        if text.startswith("epoch "):
+            self.times.append(time.perf_counter())
+        return super().write(text)
+
+
+@dataclass
+class PILImages(Dataset):
+    """An image at a time, as torchvision.datasets.CIFAR10 has it."""
+
+    images: np.ndarray
+    labels: list[int]
+    transform: Callable[[Image.Image], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+class UsualModule(L.LightningModule):
+    """The network of `model` on normalised images [B, C, H, W]; `seconds` are of the last epoch's batches."""
+
+    def __init__(self, model: ImageClassifier, total_steps: int) -> None:
+        super().__init__()
+        assert isinstance(model.net, nn.Sequential)
+        self.net = nn.Sequential(*(layer for layer in model.net if not isinstance(layer, ChannelsFirst)))
+        self.loss = functools.partial(_loss, model)  # in a partial, so that `model` is no submodule
+        self.recipe = functools.partial(model.recipe, total_steps)
+        self.acc = MulticlassAccuracy(len(model.classes), average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images_BCHW, labels_B = batch
+        logits_BK = self.net(images_BCHW)
+        loss = self.loss(logits_BK, labels_B)
+        self.acc(logits_BK, labels_B)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/acc", self.acc, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.recipe()
+
+    def on_train_epoch_start(self) -> None:
+        self.start = measure.now(self.device)
+
+    def on_train_batch_end(self, *batch: Any) -> None:
+        if self.trainer.is_last_batch:
+            self.seconds = measure.now(self.device) - self.start
+
+
+def _loss(model: ImageClassifier, logits_BK: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits_BK, labels, label_smoothing=model.label_smoothing, reduction=model.loss_reduction)
+
+
+def _transform(config: TrainConfig) -> Callable[[Image.Image], Tensor]:
+    """The usual way of an image; of the experiment's augmentation the crop and the flip alone."""
+    augment = config.augment
+    mode = "reflect" if augment.padding == "reflect" else "constant"
+    crop = [transforms.RandomCrop(32, augment.translate, padding_mode=mode)] if augment.translate else []
+    flip = [transforms.RandomHorizontalFlip()] if augment.flip != "none" else []
+    normalize = transforms.Normalize(config.model.mean, config.model.std)
+    return transforms.Compose([*crop, *flip, transforms.ToTensor(), normalize])
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=3)
+    parser.add_argument("--experiments", default=EXPERIMENTS, help=f"({EXPERIMENTS})")
+    parser.add_argument("--batches", default="own,512", help="batch sizes; own is the experiment's (own,512)")
+    parser.add_argument("--seconds", type=float, default=2, help="of a pass of the plain loop; inf: an epoch (2)")
+    parser.add_argument("--usual-precision", default="32-true", help="of usual Lightning (32-true, its own default)")
+    arguments = parser.parse_intermixed_args()
+    report = measure.Report(arguments.json)
+    cases: dict[tuple[str, int], list[str]] = {}
+    for experiment in arguments.experiments.split(","):
+        for batch in arguments.batches.split(","):
+            size = [] if batch == "own" else [f"data.batch_size={batch}"]
+            overrides = [f"experiment={experiment}", *arguments.overrides, *size]
+            cases.setdefault((experiment, measure.compose(*overrides).data.batch_size), overrides)
+
+    for (experiment, batch), overrides in cases.items():
+        case = Case(overrides, arguments.seconds)
+        report.content["data"] = f"{case.data.name} {case.data.fingerprint[:8]}"
+        variants: dict[str, Callable[[], float]] = {
+            "litcifar": case.litcifar,
+            "plain loop": case.plain_loop,
+            "usual Lightning": functools.partial(case.usual_lightning, arguments.usual_precision),
+            "FLOP floor": case.flop_floor,
+        }
+        if experiment == "numpy_mlp":
+            variants["NumPy"] = case.numpy
+        if (experiment, batch) == ("keras_cnn", 64):
+            variants["with validation"] = functools.partial(case.litcifar, validation=True)
+        values: dict[str, list[float]] = {name: [] for name in variants}
+        for number in range(arguments.rounds):
+            for name, measured in variants.items():
+                with warnings.catch_warnings(action="ignore"):
+                    values[name].append(measured())
+            latest = ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in values.items())
+            report.console.print(f"{experiment} {batch}, round {number + 1}: {latest}", soft_wrap=True)
+        labels = {"experiment": experiment, "batch": str(batch), "steps": f"{case.steps} of {case.steps_of_epoch}"}
+        precisions = {"NumPy": "32-true", "usual Lightning": arguments.usual_precision}
+        for name, seconds in values.items():
+            report.add(seconds, **labels, what=name, unit=f"s, {precisions.get(name, case.precision)}")
+        for over, under in RATIOS:
+            if under in values:
+                pairs = zip(values[over], values[under], strict=True)
+                report.add([a / b for a, b in pairs], **labels, what=f"{over} / {under}", unit="ratio")
+    report.show(
+        "Seconds of a whole epoch, ratios of the pairs of a round. The Keras notebook reports, and nobody measured "
+        "here, 11 minutes for keras_cnn's 25 epochs: 26.4 s an epoch with validation."
+    )
+
+
+if __name__ == "__main__":
+    measure.run(main)
