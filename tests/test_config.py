@@ -14,9 +14,10 @@ from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import ClassifierOptions
+from litcifar.training import OPTIMIZATION
 from tests.conftest import Compose, as_dict
 
-FILLED_IN = {"augment", "seed", "optim", "scheduler", "num_classes", "self", "splits", "options"}
+FILLED_IN = OPTIMIZATION | {"augment", "seed", "optim", "scheduler", "num_classes", "self", "splits", "options"}
 
 
 def fields(node: type[Node]) -> set[str]:

@@ -97,6 +97,7 @@ class ConvPoolConfig(ModelConfig):
     dropout: Share | list[Share]
     residual: bool
     stem: Literal["none", "whitened"]
+    stem_stride: Count = 1
     stem_activation: Activation
     global_pool: Literal["none", "max", "average"]
     head: list[Count]

@@ -101,6 +101,8 @@ class Case:
         model = checkpoints.model_of(self.checkpoint).train().to(self.device)
         recipe = model.recipe(total_steps=2 * self.steps)
         (optimizer,), schedulers = recipe if isinstance(recipe, tuple) else ([recipe], [])
+        if not in_steps(model):
+            schedulers = []
         rows, labels_N = self.images_NHWC.flatten(1).to(self.device), self.labels_N.to(self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
         assert self.data.augment is not None
@@ -117,8 +119,7 @@ class Case:
                 loss.backward()
                 optimizer.step()
                 for scheduler in schedulers:
-                    if scheduler["interval"] == "step":
-                        scheduler["scheduler"].step()
+                    scheduler.step()
         return self._scaled(measure.now(self.device) - start)
 
     def usual_lightning(self, precision: Any) -> float:
@@ -223,6 +224,7 @@ class UsualModule(L.LightningModule):
         self.net = nn.Sequential(*(layer for layer in model.net if not isinstance(layer, ChannelsFirst)))
         self.loss = functools.partial(_loss, model)  # in a partial, so that `model` is no submodule
         self.recipe = functools.partial(model.recipe, total_steps)
+        self.interval = "step" if in_steps(model) else "epoch"
         self.acc = MulticlassAccuracy(len(model.classes), average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -235,7 +237,11 @@ class UsualModule(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        return self.recipe()
+        recipe = self.recipe()
+        if not isinstance(recipe, tuple):
+            return recipe
+        optimizers, schedulers = recipe
+        return optimizers, [{"scheduler": scheduler, "interval": self.interval} for scheduler in schedulers]
 
     def on_train_epoch_start(self) -> None:
         self.start = measure.now(self.device)
@@ -243,6 +249,10 @@ class UsualModule(L.LightningModule):
     def on_train_batch_end(self, *batch: Any) -> None:
         if self.trainer.is_last_batch:
             self.seconds = measure.now(self.device) - self.start
+
+
+def in_steps(model: ImageClassifier) -> bool:
+    return model.scheduler is not None and model.scheduler.get("interval") == "step"
 
 
 def _loss(model: ImageClassifier, logits_BK: Tensor, labels: Tensor) -> Tensor:

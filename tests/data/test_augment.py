@@ -294,3 +294,30 @@ def test_accepts_the_largest_that_fits() -> None:
         new_BHWC, _ = Augment(translate=pad, padding=padding)(images_BHWC, labels_B, epoch=0, step=0)  # type: ignore[arg-type]
         for image_HWC, new_HWC in zip(images_BHWC, new_BHWC, strict=True):
             assert matches(new_HWC, crops(image_HWC, pad, padding))
+
+
+# --- Progressive resizing
+
+
+def test_images_are_small_until_the_share_of_the_run_that_is_asked_for() -> None:
+    augment = Augment(resolution={4: 0.25, 8: 0.5})
+    images, labels = batch(3)
+    sides = [
+        augment(images, labels, 0, 0, progress=progress)[0].shape for progress in (0.0, 0.24, 0.25, 0.49, 0.5, 1.0)
+    ]
+    assert [tuple(shape) for shape in sides] == [(3, side, side, 3) for side in (4, 4, 8, 8, 12, 12)]
+
+
+def test_resizing_is_bilinear_and_antialiased() -> None:
+    """Antialiased bilinear weights for half the size are 1, 3, 3, 1, here across an edge."""
+    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    images[:, :, 4:] = 80
+    smaller = Augment(resolution={4: 1.0})(images, torch.zeros(1, dtype=torch.int64), 0, 0, progress=0.0)[0]
+    assert smaller.dtype == torch.uint8
+    assert smaller[0, 0, :, 0].tolist() == [0, 10, 70, 80]
+
+
+@pytest.mark.parametrize("resolution", [{2: 0.5}, {8: 0.0}, {8: 1.5}, {8: 0.5, 10: 0.4}])
+def test_resolutions_out_of_range_are_refused(resolution: dict[int, float]) -> None:
+    with pytest.raises(ValueError, match="resolution="):
+        Augment(resolution=resolution)

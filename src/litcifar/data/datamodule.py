@@ -161,10 +161,9 @@ class ImageDataModule(L.LightningDataModule):
         assert self.augment is not None
         assert self.trainer is not None
         epochs, batches = self.trainer.max_epochs or 1, self.train_batches
+        parts = zip(*(whole.split(self.batch_size) for whole in (images_THWC, labels_T, indices_T)), strict=True)
         turn = []
-        for number, images_BHWC in enumerate(images_THWC.split(self.batch_size)):
-            labels_B, indices_B = (x.split(self.batch_size)[number] for x in (labels_T, indices_T))
-            step = first + number
+        for step, (images_BHWC, labels_B, indices_B) in enumerate(parts, first):
             progress = (epoch + step / batches) / epochs
             turn.append(self.augment(images_BHWC, labels_B, epoch, step, indices_B, progress))
         return turn

@@ -29,7 +29,8 @@ class ConvPool(ImageClassifier):
     dropout: probability at the end of a block, one number or one for each block.
     residual: adds a block's first activation to its last convolution's output; needs two convolutions or more.
     stem: `whitened` puts a 2x2 convolution to 24 channels first, whose frozen weights whiten patches of the training
-        images (Page 2019; Jordan 2024, arXiv 2404.00498), then the activation `stem_activation`.
+        images (Page 2019; Jordan 2024, arXiv 2404.00498), then `stem_activation`. With `stem_stride` 2 it halves height
+        and width: a network that is four times as fast.
     global_pool: over all positions before the head.
     head: sizes of the hidden linear layers; head_dropout: probability after each; head_bias: of the last layer.
     logit_scale: factor of the logits.
@@ -56,6 +57,7 @@ class ConvPool(ImageClassifier):
         dropout: float | Sequence[float] = 0.0,
         residual: bool = False,
         stem: Literal["none", "whitened"] = "none",
+        stem_stride: int = 1,
         stem_activation: str = "gelu",
         global_pool: Literal["none", "max", "average"] = "none",
         head: Sequence[int] = (),
@@ -70,8 +72,8 @@ class ConvPool(ImageClassifier):
         layers: list[nn.Module] = [ChannelsFirst()]
         size, channels = self.image_size, 3
         if stem == "whitened":
-            layers += [WhitenedStem(), ACTIVATIONS[stem_activation]()]
-            size, channels = size - 1, 24
+            layers += [WhitenedStem(stem_stride), ACTIVATIONS[stem_activation]()]
+            size, channels = (size - 2) // stem_stride + 1, 24
         convs_of_block = _one_each("convs", convs, len(widths))
         dropout_of_block = _one_each("dropout", dropout, len(widths))
         for number, width in enumerate(widths):
@@ -200,9 +202,9 @@ class ConvPoolBlock(nn.Sequential):
 class WhitenedStem(nn.Module):
     """Conv2d(3, 24, 2): 12 filters that whiten 2x2 patches and their negatives, frozen; only the bias is learnt."""
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 24, 2)
+        self.conv = nn.Conv2d(3, 24, 2, stride)
         self.conv.weight.requires_grad = False
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
