@@ -22,6 +22,11 @@ PARAMETERS = {
     "numpy_mlp": 394_634,
     "sigmoid_mlp": 411_146,
     "simple_cnn": 42_442,
+    "speed_93": 569_656,
+    "speed_94": 1_972_792,
+    "speed_94_muon": 1_972_792,
+    "speed_95": 4_606_520,
+    "speed_96": 9_918_776,
     "three_class_mlp": 401_795,
     "torch_cnn": 113_738,
     "torch_cnn_double": 106_538,
@@ -40,6 +45,7 @@ def test_every_file_runs(
 ) -> None:
     monkeypatch.setattr(ShapesDataModule, "sizes", (300, 100))
     small = ["trainer.max_epochs=1", "trainer.precision=32-true", "trainer.limit_train_batches=2", "data.val_size=50"]
+    small.append("data.batch_size=16")
     root = tiny_image_folder if choice == "image_folder" else tiny_cifar10
     if choice != "shapes":
         small.append(f"data.root={root}")

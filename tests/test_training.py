@@ -17,7 +17,7 @@ from litcifar import training
 from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
 from litcifar.data import ShapesDataModule, datamodule
-from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
+from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, MachineError
 from litcifar.run_folder import read_metrics, write_metrics
 from tests.conftest import Compose
 
@@ -357,3 +357,35 @@ def test_the_checkpoint_holds_plain_data_alone(compose: Compose, tmp_path: Path)
     assert known["config"] == plain(config)
     assert known["versions"]["torch"] == version("torch")
     assert weights(tmp_path, "best.ckpt")["hyper_parameters"]["classes"] == ["cat", "dog"]
+
+
+def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[dict[str, Any]] = []
+
+    def compile(function: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(training.shutil, "which", {"g++": "g++"}.get)
+    monkeypatch.setattr(torch, "compile", compile)
+    for name, options in (("plain", ()), ("compiled", ("compile=true", "ema=0.9"))):
+        training.train(compose(*CNN, *options, "trainer.max_epochs=1"), tmp_path / name)
+    assert compiled == [{"dynamic": False}]
+    assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    with pytest.raises(MachineError, match="compile=true needs a C\\+\\+ compiler"):
+        training.train(compose("model=mlp", "compile=true"), tmp_path)
+
+
+def test_a_network_that_progressive_resizing_does_not_fit_is_refused_before_the_data_is_touched(
+    compose: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"augment\.resolution: 16 pixels do not fit .* model\.global_pool=max"):
+        training.train(compose("augment.resolution={16:0.5}", "data.root=/nowhere"), tmp_path)

@@ -165,7 +165,10 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
 def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, TrainConfig, str | None]:
     """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
     data = checkpoints.data_of(config)
-    _model(config, data).recipe(total_steps=10)  # refuses what cannot be built before anything is downloaded
+    model = _model(config, data)
+    model.recipe(total_steps=10)  # refuses what cannot be built before anything is downloaded
+    for pixels in config.augment.resolution or {}:
+        _try(model, pixels)
     try:
         data.prepare_data()
     except DataError as error:
@@ -205,6 +208,17 @@ def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
+
+
+def _try(model: ImageClassifier, pixels: int) -> None:
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, pixels, pixels, 3, dtype=torch.uint8))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"augment.resolution: {pixels} pixels do not fit this network - a ConvPool takes any size with "
+            "model.global_pool=max"
+        ) from error
 
 
 def _compile(model: ImageClassifier, cuda: bool) -> None:

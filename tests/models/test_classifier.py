@@ -313,7 +313,7 @@ def test_a_group_may_end_before_the_run() -> None:
     for _ in range(100):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
-        scheduler["scheduler"].step()
+        scheduler.step()
     assert rates[0] == [pytest.approx(0.02), 0.2]
     assert rates[23][0] == 0.1
     assert [step for step, (_, head) in enumerate(rates) if head > 0] == list(range(51))
@@ -347,9 +347,9 @@ def test_optimizers_are_fused_where_they_can(optim: dict[str, Any], fused: bool 
 def test_gradients_are_clipped_for_fused_optimizers(
     images: Tensor, labels: Tensor, optim: dict[str, Any], precision: str
 ) -> None:
-    model = mlp(optim={"lr": 1.0, **optim})
+    model = mlp(optim={"lr": 1.0, **optim}, gradient_clip_val=1e-6)
     before = [p.detach().clone() for p in model.parameters()]
-    fit(model, images, labels, gradient_clip_val=1e-6, precision=precision)
+    fit(model, images, labels, precision=precision)
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(before, model.parameters(), strict=True))
 
 
