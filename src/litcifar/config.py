@@ -23,6 +23,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
 
 
 class Node(BaseModel):
@@ -104,21 +105,32 @@ class ConvPoolConfig(ModelConfig):
     logit_scale: Positive
 
 
-class OptimConfig(Node):
-    """Any optimizer of torch.optim; keyword arguments beyond these are checked against its signature."""
+class GroupConfig(Node):
+    """What differs for parameters of one kind; the rest is checked against the optimizer's signature."""
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, Field(pattern=r"^torch\.optim\.\w+$")] = Field(alias="_target_")
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class OptimConfig(Node):
+    """Any optimizer of torch.optim, or ours; keyword arguments beyond these are checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Annotated[str, Field(pattern=r"^(torch|litcifar)\.optim\.\w+$")] = Field(alias="_target_")
     lr: Positive
+    groups: dict[ParameterKind, GroupConfig] = {}
 
 
 class SchedulerConfig(Node):
-    """Any scheduler of torch.optim.lr_scheduler; the rest is checked against its signature."""
+    """Any scheduler of torch.optim.lr_scheduler, or ours; the rest is checked against its signature."""
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, Field(pattern=r"^torch\.optim\.lr_scheduler\.\w+$")] = Field(alias="_target_")
+    target: Annotated[str, Field(pattern=r"^(torch\.optim\.lr_scheduler|litcifar\.optim)\.\w+$")] = Field(
+        alias="_target_"
+    )
     interval: Literal["step", "epoch"]
     monitor: Literal["train/acc", "train/loss", "val/acc", "val/loss"] | None = None
 
