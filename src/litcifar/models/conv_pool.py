@@ -6,6 +6,7 @@ from typing import Literal, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from litcifar.config import ParameterKind
 from litcifar.models.classifier import ACTIVATIONS, ClassifierOptions, ImageClassifier, initialise
 
 WHITENING_IMAGES = 5_000  # and the epsilon: airbench, Keller Jordan 2024, arXiv 2404.00498, section 3.2
@@ -110,6 +111,10 @@ class ConvPool(ImageClassifier):
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm2d) and not norm_scale:
                 module.weight.requires_grad = False
+
+    def parameter_kinds(self) -> dict[nn.Parameter, ParameterKind]:
+        stems = [module for module in self.net.modules() if isinstance(module, WhitenedStem)]
+        return super().parameter_kinds() | {parameter: "stem" for stem in stems for parameter in stem.parameters()}
 
     def on_fit_start(self) -> None:
         """Whitens the stem by the training images; a resumed run's checkpoint has already brought its weights."""
