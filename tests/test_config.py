@@ -70,6 +70,24 @@ def test_values_out_of_range_are_refused(compose: Compose, override: str) -> Non
         compose(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+optim.groups.nrom.lr=0.1", "optim.groups.nrom=.* - .*'stem', 'norm', 'head', 'hidden' or 'bias'"),
+        ("+optim.groups.norm.until=0.0", "optim.groups.norm.until=0.0 - .*greater than 0"),
+        ("+optim.groups.norm.until=1.5", "optim.groups.norm.until=1.5 - .*less than or equal to 1"),
+        ("+optim.groups.norm=0.1", "optim.groups.norm=0.1 - "),
+        ("optim._target_=litcifar.optim.os.system", "optim._target_=litcifar.optim.os.system - "),
+        ("scheduler._target_=litcifar.models.MLP", "scheduler._target_=litcifar.models.MLP - "),
+    ],
+)
+def test_optimizers_groups_and_schedules_of_another_kind_are_refused(
+    compose: Compose, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose("scheduler=triangular", override)
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     composed = as_dict("train")
     composed["seed"] = -1
