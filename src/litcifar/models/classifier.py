@@ -214,7 +214,7 @@ class ImageClassifier(L.LightningModule):
     ) -> dict[str, Any]:
         until = {key: value for key, value in own_options.items() if key == "until" and value != 1}
         if until and (self.scheduler or {}).get("_target_") != "litcifar.optim.Triangular":
-            raise ConfigError(f"optim.groups.{kind}.until: only this schedule ends early - set scheduler=triangular")
+            raise ConfigError(f"optim.groups.{kind}.until: no other schedule ends early - set scheduler=triangular")
         options = {key: value for key, value in own_options.items() if key != "until"}
         try:
             # An optimizer refuses what torch lets pass in a group: unknown options and values out of range.
