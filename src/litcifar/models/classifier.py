@@ -283,59 +283,6 @@ class ImageClassifier(L.LightningModule):
     ) -> dict[str, Any]:
         until = {key: value for key, value in own_options.items() if key == "until" and value != 1}
         if until and (self.scheduler or {}).get("_target_") != "litcifar.optim.Triangular":
-            raise ConfigError(f"optim.groups.{kind}.until: only this schedule ends early - set scheduler=triangular")
-        options = {key: value for key, value in own_options.items() if key != "until"}
-        try:
-            # An optimizer refuses what torch lets pass in a group: unknown options and values out of range.
-            (group,) = build(spec | options, torch.optim.Optimizer, parameters).param_groups
-        except ConfigError as error:
-            raise ConfigError(f"optim.groups.{kind}: {error}" if options else str(error)) from error
-        return group | until
-
-    def parameter_kinds(self) -> dict[nn.Parameter, ParameterKind]:
-        """The kind of each parameter, for the optimizer's groups.
-
-        norm: scales and biases of batch norm. head: weight and bias of the last linear layer. hidden: weights of all
-        other linear and convolution layers. bias: their biases. stem: all of a whitened stem.
-        """
-        head = [layer for layer in self.net.modules() if isinstance(layer, nn.Linear)][-1:]
-        kinds: dict[nn.Parameter, ParameterKind] = {}
-        for layer in self.net.modules():
-            for name, parameter in layer.named_parameters(recurse=False):
-                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                    kinds[parameter] = "norm"
-                elif layer in head:
-                    kinds[parameter] = "head"
-                elif isinstance(layer, nn.Linear | nn.Conv2d):
-                    kinds[parameter] = "hidden" if name == "weight" else "bias"
-        return kinds
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """A group for all parameters, but for the kinds in `optim.groups`: these follow, in ParameterKind's order."""
-        spec = {key: value for key, value in self.optim.items() if key != "groups"}
-        if spec["_target_"] in FUSED and spec.keys().isdisjoint({"foreach", "differentiable"}):
-            spec = {"fused": True, **spec}
-        kinds, own_options = self.parameter_kinds(), self.optim.get("groups", {})
-        members: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("other", *get_args(ParameterKind))}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                kind = kinds.get(parameter, "other")
-                members[kind if kind in own_options else "other"].append(parameter)
-        groups = [
-            self._group(kind, spec, own_options.get(kind, {}), parameters)
-            for kind, parameters in members.items()
-            if parameters
-        ]
-        optimizer = build(spec, torch.optim.Optimizer, groups)
-        # Else Lightning does not clip gradients for a fused optimizer, which would unscale those of float16 itself.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
-
-    def _group(
-        self, kind: str, spec: dict[str, Any], own_options: dict[str, Any], parameters: list[nn.Parameter]
-    ) -> dict[str, Any]:
-        until = {key: value for key, value in own_options.items() if key == "until" and value != 1}
-        if until and (self.scheduler or {}).get("_target_") != "litcifar.optim.Triangular":
             raise ConfigError(f"optim.groups.{kind}.until: no other schedule ends early - set scheduler=triangular")
         options = {key: value for key, value in own_options.items() if key != "until"}
         try:
