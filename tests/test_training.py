@@ -24,7 +24,10 @@ from tests.conftest import Compose
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
 ACCUMULATED = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "trainer.accumulate_grad_batches=2")
 MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augment=standard")
+MUON = (*CNN, "optim=muon", "optim.groups.hidden.lr=0.24")
 LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
+
+RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED, "lookahead": LOOKAHEAD, "muon": MUON}
 
 
 def weights(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
@@ -100,9 +103,7 @@ def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path,
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize(
-    "recipe", [CNN, MLP, ACCUMULATED, LOOKAHEAD], ids=["cnn", "mlp_ema", "accumulated", "lookahead"]
-)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_the_number_of_steps_in_a_turn_changes_nothing(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...], precision: str
 ) -> None:
@@ -167,7 +168,6 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED, "lookahead": LOOKAHEAD}
 STOPS = [(3, False), (10, False), (14, False), (10, True)]  # optimizer steps; in a training or a validation step
 ENDS = [("cnn", 30, True), ("mlp_ema", 30, True), ("accumulated", 15, True)]
 
