@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rotation 15": {"rotation": 15.0},
     "mixup 1": {"mixup": 1.0},
     "cutmix 1": {"cutmix": 1.0},
+    "resize to 24": {"resolution": {24: 1.0}},
 }
 
 
@@ -41,7 +42,7 @@ def seconds(data: ImageDataModule, augment: Augment, device: torch.device, batch
     for step, (images_BHWC, labels_B) in enumerate(itertools.islice(data.loader("train"), batches)):
         indices_B = torch.arange(first, first + len(labels_B))
         images_BHWC, labels_B = images_BHWC.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)
-        augment(images_BHWC, labels_B, 0, step, indices_B)
+        augment(images_BHWC, labels_B, 0, step, indices_B, progress=0.0)
         first += len(labels_B)
     return measure.now(device) - start
 
