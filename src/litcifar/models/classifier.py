@@ -65,7 +65,7 @@ class Normalize(nn.Module):
     def forward(self, images_BHWC: Tensor) -> Tensor:
         # By rows of W * C values: broadcasting over three channels takes ten times as long on a CPU.
         width = images_BHWC.shape[2]
-        rows = images_BHWC.flatten(2).float()
+        rows = images_BHWC.flatten(2).to(self.scale.dtype)
         return rows.mul_(self.scale.repeat(width)).add_(self.shift.repeat(width)).view(images_BHWC.shape)
 
 
