@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -59,6 +60,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     model = _model(config, data)
     precision, reason = _precision(config, model, cuda)
     data.setup()
+    _check_limits(config, data)
     counts = data.class_counts()
     model.provenance = {
         "format_version": checkpoints.FORMAT_VERSION,
@@ -96,6 +98,29 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     write_metrics(run_dir, metrics)
     _say_end(console, metrics, run_dir, not _planned(config), time.perf_counter() - start)
     return metrics
+
+
+def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
+    """Refuses limits that leave no batch of a split, or end the run before its first validation."""
+    trainer = config.trainer
+    limits = {split: getattr(trainer, f"limit_{split}_batches") for split in ("train", "val", "test")}
+    limits["train"] = trainer.overfit_batches or limits["train"]
+    batches = {
+        "train": len(data.train_dataloader()),
+        "val": len(data.val_dataloader()),
+        "test": len(data.test_dataloader()),
+    }
+    for split, limit in limits.items():
+        if limit is not None:
+            batches[split] = min(batches[split], limit) if isinstance(limit, int) else int(batches[split] * limit)
+        if not batches[split]:
+            raise ConfigError(f"trainer.limit_{split}_batches={limit} leaves no batch - make it larger")
+    steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
+    if 0 < trainer.max_steps < steps:
+        raise ConfigError(
+            f"trainer.max_steps={trainer.max_steps} ends the run before its first validation, after {steps} steps - "
+            f"give it {steps} or more, or set trainer.limit_train_batches"
+        )
 
 
 def _figures(config: TrainConfig, history: History, answers: Evaluation) -> dict[str, Any]:
@@ -140,6 +165,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         **options,
         logger=logger,
         callbacks=callbacks,
+        plugins=[checkpoints.WholeCheckpoints(), LightningEnvironment()],  # one process, whatever SLURM_NTASKS says
         default_root_dir=run_dir,
         enable_model_summary=False,
         use_distributed_sampler=False,
