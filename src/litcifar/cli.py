@@ -126,16 +126,17 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> N
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
     except KeyboardInterrupt as error:
         if isinstance(error.__cause__, BrokenPipeError):  # who reads the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + 13)  # SIGPIPE
         if not FAILURES:
             FAILURES.append(Interrupted("stopped by SIGINT - what was saved is kept", signal.SIGINT))
-    except Exception as error:
-        FAILURES.append(explained(error))
+    except Exception as error:  # of a job none gets here: this is of Hydra's own work before it
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            FAILURES.append(explained(error))
+        else:
+            FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
     for failure in FAILURES:
         if wants_traceback:
             traceback.print_exception(failure)
@@ -240,12 +241,12 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 
-def _known(name: str, groups: Sequence[str] = ()) -> set[str]:
-    """The keys and the groups of a program's configuration."""
+def _known(name: str, choices: Sequence[str] = ()) -> set[str]:
+    """The keys and the groups of a program's configuration, after some groups' choices."""
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose(name, list(groups))
-    found = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
-    return found | flat(OmegaConf.to_container(config)).keys()  # type: ignore[arg-type]
+        config = hydra.compose(name, [choice for choice in choices if choice.split("=")[0] in groups])
+    return groups | flat(OmegaConf.to_container(config)).keys()  # type: ignore[arg-type]
 
 
 def _composition_error(error: Exception, name: str) -> str:
@@ -260,8 +261,8 @@ def _composition_error(error: Exception, name: str) -> str:
         return f"unknown {found[1]}={found[2]} - {suggestion(found[2], found[3].split())}"
     if "Could not override '" in text:
         key = text.split("'")[1]
-        chosen = [a for a in sys.argv[1:] if (conf_dir() / a.split("=")[0]).is_dir() and "," not in a]
-        known = _known(name, chosen)
+        choices = [a for a in sys.argv[1:] if "=" in a and (conf_dir() / f"{a.replace('=', '/')}.yaml").is_file()]
+        known = _known(name, choices)
         if closest(key, known) is None:  # then not all of them: those beside it
             parent = key.rpartition(".")[0]
             known = {k for k in known if k.rpartition(".")[0] == parent} or {k for k in known if "." not in k}

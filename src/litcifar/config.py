@@ -30,7 +30,10 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 
 
 class Node(BaseModel):
-    """A part of the configuration: unknown keys, other types, infinities and NaN are refused."""
+    """A part of the configuration: unknown keys, other types, infinities and NaN are refused.
+
+    A key that is added gets a default here: checkpoints that are older than it have none (`checkpoints.config_of`).
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
