@@ -1,14 +1,21 @@
 """The command line: every mistake is one line and its exit code, and leaves nothing behind."""
 
 import os
+import random
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from litcifar import cli
+from litcifar import cli, run_folder
+from litcifar.config import TrainConfig, conf_dir, flat
+from tests.conftest import as_dict
 
 TRAIN, EVALUATE, COMPARE = "train", "evaluate", "compare"
 
@@ -48,11 +55,11 @@ MISTAKES = {
     "+model.widht=64": "unknown key 'model.widht' - did you mean 'model.widths'?",
     "+nonsense=1": "unknown key 'nonsense'",
     "max_epochs=3": "did you mean 'trainer.max_epochs'?",
-    "model=resnet": "conv_pool mlp",
+    "model=resnet": "unknown model=resnet - choose from conv_pool, mlp",
     "experiment=nope": "keras_cnn",
     "seed=1,2": "--multirun",
     "model.widths=[1,2": "[1,2",
-    "seed": "EQUAL",
+    "seed": "'seed' cannot be read - write key=value",
     "~seed": "seed",
     "trainer.max_epochs=ten": "trainer.max_epochs=ten - input should be a valid integer",
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5",
@@ -78,10 +85,29 @@ MISTAKES = {
     "model.activation=swish": "model.activation=swish",
     "model._target_=os.system": "model._target_=os.system",
     "augment.flip=maybe": "augment.flip=maybe",
-    "data=image_folder": "'data.root' is missing",
+    "data=image_folder": "'data.root' is missing - give it: data.root=...",
     "name=a/b": "name=a/b",
     "tta=flip": "tta=flip - input should be 'none', 'mirror' or 'mirror_translate'",
     "tta=null": "tta=None - input should be",
+    "name=..": "name=..",
+    "name=???": "name",
+    "resume=": "resume= - string should have at least 1 character",
+    "data.root=": "data.root= - string should have at least 1 character",
+    "data.root=~/images": "cannot be read - quote the value: \"data.root='~/images'\"",
+    "optim.lr=${optim.rate}": "Interpolation key 'optim.rate' not found - correct the reference",
+    "optim.lr=${optim.lr}": "Recursive interpolation detected",
+    "model.convs=[1,2,": "'model.convs=[1,2,' cannot be read - close the bracket",
+    "model=1": "Config group override must be a string",
+    "=3": "'=3' has no key - write key=value",
+    "trainer.max_time=abc": "trainer.max_time=abc",
+    "trainer.max_time={hous:1}": "trainer.max_time.hous=1 - input should be 'weeks', 'days', 'hours'",
+    "trainer.check_val_every_n_epoch=99": "larger than trainer.max_epochs - make it smaller",
+    "--max_epochs=3": "unknown option '--max_epochs=3' - write trainer.max_epochs=3",
+    "--batch-size=32": "write data.batch_size=32",
+    "--nonsense": "unknown option '--nonsense' - keys are written without dashes: key=value",
+    "--cfg=nonsense": "argument --cfg/-c: invalid choice: 'nonsense'",
+    "--config-name=nonsense": "Cannot find primary config 'nonsense'",
+    "hydra.run.dirr=x": "unknown key 'hydra.run.dirr' - choose from augment, compile, data,",
 }
 
 
@@ -91,10 +117,120 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path: Path, mistake: str
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
     assert MISTAKES[mistake] in outcome.err
+    assert " - " in outcome.err
     assert outcome.err.count("\n") == 1
     assert outcome.out == ""
     assert not list(tmp_path.rglob("*")) or [p.name for p in tmp_path.iterdir()] == ["outputs"]
     assert not list(tmp_path.rglob("*seed*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--max_epochs", "3"], "error: unknown option '--max_epochs' - write trainer.max_epochs=3\n"),
+        (["model=mlp", "--lr", "0.1"], "error: unknown option '--lr' - write optim.lr=0.1\n"),
+        (["--model", "mlp"], "error: unknown option '--model' - write model=mlp\n"),
+        (["--epochs", "seed=3"], "error: unknown option '--epochs' - write trainer.max_epochs=...\n"),
+        (
+            ["model=mlp", "model.widths=[3]"],
+            "error: unknown key 'model.widths' - choose from model._target_, model.act",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_write(run, arguments: list[str], answer: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(answer)
+
+
+def test_hydras_options_may_stand_anywhere(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, "model=mlp", "--cfg", "job", "seed=3")
+    assert outcome.code == 0
+    assert "seed: 3" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("trainer.max_steps=9", "ends the run before its first validation, after 10 steps - give it 10 or more"),
+        ("trainer.limit_test_batches=1e-4", "trainer.limit_test_batches=0.0001 leaves no batch - make it larger"),
+        ("data.val_size=200", "data.val_size=200 leaves nothing of 200 images - choose a smaller one"),
+        ("augment.translate=32", "augment.translate=32 cannot reflect images of 32 x 32 - choose less"),
+        ("data.batch_size=149 model=mlp model.batch_norm=true", "no batch may be one image"),
+        ("scheduler=step scheduler.gamma=abc", "gamma=abc should be a number"),
+        ("scheduler=step scheduler.step_size=0", "scheduler.step_size and scheduler.T_max are at least 1"),
+        ("optim=sgd optim.momentum=-1", "Invalid momentum value: -1 - correct it"),
+        ("scheduler=plateau scheduler.interval=step", "ReduceLROnPlateau"),
+    ],
+)
+def test_a_value_that_only_the_data_or_torch_can_judge_is_refused_before_an_epoch(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, override: str, answer: str
+) -> None:
+    outcome = run(TRAIN, *tiny, "data.batch_size=15", *override.split())
+    assert outcome.code == 2
+    assert answer in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert "epoch 1" not in outcome.out
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_network_that_memory_cannot_hold_is_exit_code_6(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, *tiny, "model=mlp", "model.hidden=[1000000000000]")
+    assert outcome.code == 6
+    assert "choose a smaller network" in outcome.err
+
+
+def test_no_gpu_is_exit_code_6(run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = run(TRAIN, *tiny, "trainer.accelerator=gpu")
+    assert outcome.code == 6
+    assert outcome.err == "error: trainer.accelerator=gpu: no GPU was found - use auto\n"
+
+
+@pytest.mark.parametrize("place", ["hydra.run.dir=file/run", "hydra.sweep.dir=file/sweep"])
+def test_a_place_that_cannot_be_written_is_exit_code_6(run, tiny: list[str], tmp_path: Path, place: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    outcome = run(TRAIN, *tiny, place, *(["-m"] if "sweep" in place else []))
+    assert outcome.code == 6
+    assert "file/" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_second_process_in_a_runs_folder_is_refused(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of the same microsecond, or one that is resumed twice at once."""
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    (tmp_path / "run").mkdir()
+    with run_folder.claimed(tmp_path / "run"):
+        outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "another process trains in" in outcome.err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_sweep_without_jobs_is_refused(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, "-m", "seed=range(3,3)")
+    assert outcome.code == 2
+    assert outcome.err == "error: the sweep has no jobs - give each key at least one value\n"
+
+
+@pytest.mark.parametrize("mistake", ["model=conv_pool,resnet", "optim.lrr=1,2", "model=mlp,conv_pool optim.lrr=1"])
+def test_a_sweep_with_a_mistake_is_refused_before_its_first_job(run, tmp_path: Path, mistake: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, "-m", *mistake.split())
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: unknown ")
+    assert not list(tmp_path.rglob("*seed*"))
+
+
+def test_a_slurm_allocation_of_several_tasks_changes_nothing(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert run(EVALUATE, "ckpt=run").code == 0
 
 
 def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -120,7 +256,11 @@ def test_missing_data_is_exit_code_3_and_says_what_to_do(run, tmp_path: Path) ->
 
 def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    assert run(EVALUATE, "ckpt=nowhere.ckpt").code == 4
+    for missing in ("nowhere.ckpt", "https://example.org/x.ckpt", "/", "/dev/zero"):
+        assert run(EVALUATE, f"ckpt={missing}").code == 4
+        assert run(TRAIN, f"resume={missing}").code == 4
+    assert run(TRAIN, "resume=a/b/c.ckpt").code == 4
+    assert not (tmp_path / "a").exists()
     outcome = run(EVALUATE, "ckpt=text.ckpt")
     assert outcome.code == 4
     assert outcome.err.count("\n") == 1
@@ -196,6 +336,18 @@ def test_ctrl_c_in_an_evaluation_is_exit_code_130(  # type: ignore[no-untyped-de
     assert outcome.err.splitlines()[-1].startswith("error: stopped by SIGINT")
 
 
+def test_a_reader_that_has_seen_enough_ends_the_run_quietly(tiny: list[str], tmp_path: Path) -> None:
+    """litcifar-train ... | head -1"""
+    command = [str(Path(sys.executable).parent / "litcifar-train"), "model=mlp", "hydra.run.dir=run", *tiny]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 128 + 13
+
+
 def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).parent / arguments[0]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
@@ -220,3 +372,95 @@ def test_a_full_run_from_another_folder(tiny: list[str], tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "best epoch 1 of 1" in result.stdout
+
+
+def overrides(count: int, seed: int) -> list[str]:
+    """Overrides that somebody in a hurry might write: of the configuration's own keys, and most of them wrong."""
+    rng = random.Random(seed)
+    keys = flat(as_dict("train"))
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    values = [
+        *("ten", "1.5", "-1", "0", "1", "true", "null", "[]", "[1,2]", "[a]", "{a:1}", "nan", "inf", "-1e-3", "1e400"),
+        *("''", "'8'", "a/b", "../..", "~/x", "${seed}", "${nope}", "${oc.env:NOPE}", "???", "2**3", "0x10", "1_000"),
+        *("[1,2", "{a:1", "'a", "a b", "\u00e9", "mlp", "torch.optim.Nope", "os.system", "9" * 30, "a=b", "(1)", "\\"),
+        *("#x", "", "3,4", "1e-3"),
+    ]
+
+    def misspelt(word: str) -> str:
+        place = rng.randrange(len(word))
+        return rng.choice([word[:place] + word[place + 1 :], word[:place] + rng.choice("aeox_.") + word[place:]])
+
+    kinds: list[Callable[[str], str]] = [
+        lambda key: f"{key}={rng.choice(values)}",
+        lambda key: f"{key}={rng.choice(values)}",
+        lambda key: f"{key}={rng.choice(values)}",
+        lambda key: f"+{key}={rng.choice(values)}",
+        lambda key: f"++{key}={rng.choice(values)}",
+        lambda key: f"{misspelt(key)}={rng.choice(values)}",
+        lambda key: f"+{misspelt(key)}={keys[key]}",
+        lambda key: f"{key.rpartition('.')[2]}={rng.choice(values)}",
+        lambda key: f"~{key}",
+        lambda key: key,
+        lambda key: f"--{key.rpartition('.')[2]}={rng.choice(values)}",
+        lambda key: f"{key}:{rng.choice(values)}",
+        lambda key: f"{rng.choice(groups)}={rng.choice(values)}",
+        lambda key: f"{misspelt(rng.choice(groups))}={rng.choice(['mlp', 'adam', 'none'])}",
+    ]
+    return [rng.choice(kinds)(rng.choice(sorted(keys))) for _ in range(count)]
+
+
+def has_effect(override: str, config: TrainConfig) -> bool:
+    """Whether the configuration is what the override asked for."""
+    parsed = OverridesParser.create().parse_override(override)
+    key = parsed.key_or_group
+    got = flat(config.model_dump(by_alias=True))
+    if parsed.is_delete():
+        return key not in got
+    if (conf_dir() / key).is_dir():
+        return (conf_dir() / key / f"{parsed.value()}.yaml").exists()
+    wanted = parsed.value()
+    if isinstance(wanted, str) and wanted.startswith("${"):
+        return True
+    if key == "data.root":
+        return got[key] == str(Path(str(wanted)).absolute())
+    return got.get(key, config.model_dump(by_alias=True).get(key)) == wanted
+
+
+@pytest.mark.parametrize(("count", "seed"), [(25, 0), pytest.param(300, 1, marks=pytest.mark.slow)])
+def test_whatever_is_written_is_refused_in_one_line_or_has_its_effect(  # type: ignore[no-untyped-def]
+    run, monkeypatch: pytest.MonkeyPatch, count: int, seed: int
+) -> None:
+    configs: list[TrainConfig] = []
+
+    def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...]) -> dict[str, float]:
+        configs.append(config)
+        return {"val/acc": 0.5}
+
+    monkeypatch.setattr("litcifar.training.train", train)
+    wrong, refused, longest = [], 0, 0.0
+    for override in overrides(count, seed):
+        configs.clear()
+        start = time.perf_counter()
+        outcome = run(TRAIN, override)
+        longest = max(longest, time.perf_counter() - start)
+        if outcome.code == 0:
+            right = len(configs) == 1 and has_effect(override, configs[0])
+        else:
+            right = outcome.code in (2, 4) and bool(re.fullmatch(r"error: .+ - .+\n", outcome.err)) and not configs
+            refused += 1
+        if not right:
+            wrong.append((override, outcome.code, outcome.out[-200:], outcome.err[-500:]))
+    assert not wrong
+    assert refused > 0.7 * count
+    assert longest < 3, "seconds"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["sede=1", "seed=ten", "--seed=1", "seed=[1", "model=nope", "resume=nowhere"])
+def test_a_mistake_is_answered_within_three_seconds(tmp_path: Path, override: str) -> None:
+    start = time.perf_counter()
+    result = script("litcifar-train", override, cwd=tmp_path)
+    seconds = time.perf_counter() - start
+    assert result.returncode == (4 if "resume" in override else 2)
+    assert re.fullmatch(r"error: .+ - .+\n", result.stderr)
+    assert seconds < 3

@@ -2,26 +2,28 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, conf_dir, flat, suggestion
-from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError
-from litcifar.run_folder import BEST, LAST, find_checkpoint
+from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, closest, conf_dir, flat, suggestion
+from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
+from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
 
 FAILURES: list[UserError] = []  # of this process's jobs: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -61,17 +63,18 @@ def compare_job(cfg: DictConfig) -> float:
 
 def _train(cfg: DictConfig) -> float:
     hydra_config = HydraConfig.get()
-    asked = [override.split("=")[0].lstrip("+~") for override in hydra_config.overrides.task]
+    asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
+    run_dir = Path(hydra_config.runtime.output_dir)
+    with claimed(run_dir):
+        from litcifar.training import train
 
-    from litcifar.training import train
-
-    return train(config, Path(hydra_config.runtime.output_dir), changed)["val/acc"]
+        return train(config, run_dir, changed)["val/acc"]
 
 
 def _evaluate(cfg: DictConfig) -> float:
@@ -106,10 +109,11 @@ class SweepSummary(Callback):
         FAILURES.clear()  # those of this process; with the joblib launcher they are in others
         for file in sorted(folder.glob(f"*/{FAILURE_FILE}")):
             FAILURES.append(UserError(f"{file.parent}: {file.read_text().splitlines()[0]}"))
+        if not any(path.is_dir() for path in folder.iterdir()):
+            FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
         if FAILURES:
-            overrides = shlex.join(config.hydra.overrides.task)
-            print(f"go on     litcifar-train -m {overrides} hydra.sweep.dir={folder}")
+            print(f"go on     litcifar-train -m {shlex.join(_overrides(config.hydra))} hydra.sweep.dir={folder}")
 
 
 def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -117,18 +121,22 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> N
     # Hydra prints errors in its own way and exits with 1, unless it is asked for tracebacks: then it raises them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = arguments
     try:
+        sys.argv[1:] = _options_first(arguments, name)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # who reads the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + 13)  # SIGPIPE
         if not FAILURES:
             FAILURES.append(Interrupted("stopped by SIGINT - what was saved is kept", signal.SIGINT))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # of a job none gets here: this is of Hydra's own work before it
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            FAILURES.append(explained(error))
+        else:
+            FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
     for failure in FAILURES:
         if wants_traceback:
             traceback.print_exception(failure)
@@ -151,19 +159,17 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except UserError as error:
         failure = error
     except (Exception, SystemExit) as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into sys.exit(1)
-            raise KeyboardInterrupt from error
-        failure = UserError(
-            f"{type(error).__name__}: {' '.join(str(error).split())} - this is a bug in litcifar; "
-            "HYDRA_FULL_ERROR=1 shows where"
-        )
-        failure.__cause__ = error
+        # Lightning turns KeyboardInterrupt into sys.exit(1), and so does rich with BrokenPipeError.
+        cause = error if isinstance(error, BrokenPipeError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt | BrokenPipeError):
+            raise KeyboardInterrupt from cause
+        failure = explained(error)
     FAILURES.append(failure)
     if multirun:
         report = "".join(traceback.format_exception(failure))
         (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
         print(f"failed    {run_dir}: {failure}")
-    elif settings.output_subdir and {p.name for p in run_dir.iterdir()} == {settings.output_subdir}:
+    elif settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
         shutil.rmtree(run_dir)  # nothing was begun: no empty folder stays behind
         with contextlib.suppress(OSError):
             run_dir.parent.rmdir()
@@ -173,9 +179,10 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
 def resume_in_place(arguments: list[str]) -> list[str]:
     """With `resume=...`, the run goes on in the folder of its checkpoint, whose `.hydra` stays as it was."""
     for argument in arguments:
-        if argument.startswith("resume=") and argument not in ("resume=", "resume=null"):
-            path = Path(argument.removeprefix("resume=").strip("'\"")).expanduser()
-            folder = path if path.is_dir() else path.parent
+        key, _, value = argument.partition("=")
+        path = Path(value.strip("'\"")).expanduser()
+        folder = path if path.is_dir() else path.parent
+        if key == "resume" and value.strip("'\"") and path.exists():
             others = [a for a in arguments if a != argument]
             return [
                 *others,
@@ -191,25 +198,78 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+def _overrides(settings: Any) -> list[str]:
+    """What was given on the command line, as it was written: a `${...}` in it is not looked up."""
+    return OmegaConf.to_container(settings.overrides.task, resolve=False)  # type: ignore[return-value]
+
+
 def _asked_for(key: str, asked: list[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in asked)
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
-    missing = OmegaConf.missing_keys(cfg)
+    try:
+        missing = OmegaConf.missing_keys(cfg)
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_one_line(error)} - correct the reference") from error
     if missing:
         raise ConfigError(f"'{sorted(missing)[0]}' is missing - give it: {sorted(missing)[0]}=...")
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return container  # type: ignore[return-value]
+
+
+def _options_first(arguments: list[str], name: str) -> list[str]:
+    """The arguments in an order that argparse understands; ConfigError for an option that Hydra does not have."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message} - litcifar-{name} --help shows how it is written")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args(arguments)
+    for option in unknown:
+        if option.startswith("-"):
+            word, _, value = option.lstrip("-").replace("-", "_").partition("=")
+            key = closest(word, _known(name))
+            after = arguments[arguments.index(option) + 1 :]
+            value = value or (after[0] if after and "=" not in after[0] and not after[0].startswith("-") else "...")
+            advice = f"write {key}={value}" if key else "keys are written without dashes: key=value"
+            raise ConfigError(f"unknown option '{option}' - {advice}")
+    for argument in arguments:
+        if argument.startswith("="):
+            raise ConfigError(f"'{argument}' has no key - write key=value")
+    return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
+
+
+def _known(name: str, choices: Sequence[str] = ()) -> set[str]:
+    """The keys and the groups of a program's configuration, after some groups' choices."""
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose(name, [choice for choice in choices if choice.split("=")[0] in groups])
+    return groups | flat(OmegaConf.to_container(config)).keys()  # type: ignore[arg-type]
 
 
 def _composition_error(error: Exception, name: str) -> str:
-    """Hydra's and OmegaConf's complaints in one line, an unknown key with the nearest known one."""
-    text = " ".join(str(error).split("Config search path")[0].split())
+    """Hydra's and OmegaConf's complaints in one line, and what to write instead."""
+    text = _one_line(error)
+    if isinstance(error, OverrideParseException):
+        key, is_pair, value = error.override.partition("=")
+        quoted = f"quote the value: \"{key}='{value}'\""
+        advice = ("close the bracket" if value[:1] in ("[", "{") else quoted) if is_pair else "write key=value"
+        return f"'{error.override}' cannot be read - {advice}"
+    if found := re.search(r"Could not find '(\S+)/(\S+)' Available options in '\S+': (.*)", text):
+        return f"unknown {found[1]}={found[2]} - {suggestion(found[2], found[3].split())}"
     if "Could not override '" in text:
         key = text.split("'")[1]
-        groups = [a for a in sys.argv[1:] if (conf_dir() / a.split("=")[0]).is_dir()]
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            default = hydra.compose(name, groups)
-        known = flat(OmegaConf.to_container(default))  # type: ignore[arg-type]
+        choices = [a for a in sys.argv[1:] if "=" in a and (conf_dir() / f"{a.replace('=', '/')}.yaml").is_file()]
+        known = _known(name, choices)
+        if closest(key, known) is None:  # then not all of them: those beside it
+            parent = key.rpartition(".")[0]
+            known = {k for k in known if k.rpartition(".")[0] == parent} or {k for k in known if "." not in k}
         return f"unknown key '{key}' - {suggestion(key, known)}"
-    return text
+    return f"{text} - litcifar-{name} --help lists what there is"
+
+
+def _one_line(error: Exception) -> str:
+    """The message without the places that Hydra searched, and without the object that OmegaConf was looking at."""
+    return " ".join(re.split(r"Config search path|full_key: ", str(error))[0].split())

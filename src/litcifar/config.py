@@ -21,14 +21,21 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
-Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+Text = Annotated[str, Field(min_length=1)]
+Folder = Annotated[Text, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+Duration = Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")]
+Word = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # as a part of a path it stays where it is put
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 TTA = Literal["none", "mirror", "mirror_translate"]
 ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
 
 
 class Node(BaseModel):
-    """A part of the configuration: unknown keys, other types, infinities and NaN are refused."""
+    """A part of the configuration: unknown keys, other types, infinities and NaN are refused.
+
+    A key that is added gets a default here: checkpoints that are older than it have none (`checkpoints.config_of`).
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -145,7 +152,7 @@ class AugmentConfig(Node):
     cutout: Annotated[int, Field(ge=0)]
     mixup: NonNegative
     cutmix: NonNegative
-    resolution: dict[Annotated[int, Field(ge=4)], Annotated[float, Field(gt=0, le=1)]] | None
+    resolution: dict[Annotated[int, Field(ge=4)], Annotated[float, Field(gt=0, le=1)]] | None = None
 
 
 class LoggerConfig(Node):
@@ -159,11 +166,11 @@ class TrainerConfig(Node):
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Literal[1]
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+    precision: Precision
     max_epochs: Count
     min_epochs: Count | None
     max_steps: Literal[-1] | Count
-    max_time: str | dict[str, int] | None
+    max_time: Duration | dict[Literal["weeks", "days", "hours", "minutes", "seconds"], Count] | None
     limit_train_batches: BatchLimit | None
     limit_val_batches: BatchLimit | None
     limit_test_batches: BatchLimit | None
@@ -184,13 +191,13 @@ class TrainConfig(Node):
     """The whole of `conf/train.yaml` with its groups."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Word
     test: bool
     tta: TTA = "none"  # checkpoints of earlier versions have none
-    resume: str | None
+    resume: Text | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
-    lookahead: Count | None
-    compile: bool
+    lookahead: Count | None = None
+    compile: bool = False
     early_stopping: Count | None
     data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
     model: MLPConfig | ConvPoolConfig = Field(discriminator="target")
@@ -203,7 +210,9 @@ class TrainConfig(Node):
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
         if self.trainer.min_epochs and self.trainer.min_epochs > self.trainer.max_epochs:
-            raise ValueError("trainer.min_epochs is larger than trainer.max_epochs")
+            raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
+        if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
+            raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
         return self
 
 
@@ -215,7 +224,7 @@ class EvaluateConfig(Node):
         verify: bool | None
         num_workers: Annotated[int, Field(ge=0)] | None
 
-    ckpt: str
+    ckpt: Text
     split: Literal["val", "test", "both"]
     tta: TTA | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
@@ -225,8 +234,8 @@ class EvaluateConfig(Node):
 class CompareConfig(Node):
     """The whole of `conf/compare.yaml`."""
 
-    folders: Annotated[list[str], Field(min_length=1)]
-    csv: str | None
+    folders: Annotated[list[Text], Field(min_length=1)]
+    csv: Text | None
 
 
 Config = TypeVar("Config", bound=Node)
@@ -272,17 +281,32 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) 
         trusted = ", ".join(f"{package}*" for package in TRUSTED)
         raise ConfigError(f"_target_={path} is no {base.__name__} of {trusted} - correct its name")
     try:
-        inspect.signature(target).bind(*args, **options, **extra)
+        parameters = inspect.signature(target).bind(*args, **options, **extra).signature.parameters
+        for key, value in options.items():  # a word in a number's place may be noticed epochs later
+            if (
+                isinstance(value, str)
+                and key in parameters
+                and parameters[key].annotation in ("int", "float", int, float)
+            ):
+                raise ValueError(f"{key}={value} should be a number")
         return target(*args, **options, **extra)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except (TypeError, ValueError, ArithmeticError, ImportError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path}: {text}{'' if ' - ' in text else ' - correct it'}") from error
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that this one resembles, as a whole or in what follows its last dot."""
+    words = {part: whole for whole in sorted(known, reverse=True) for part in (whole.rpartition(".")[2], whole)}
+    alike = {part: difflib.SequenceMatcher(None, word, part).ratio() for part in sorted(words)}
+    best = max(alike, key=alike.__getitem__, default="")
+    return words[best] if best and alike[best] >= 0.75 else None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What to do about an unknown word: the known one that it resembles, or all of them."""
-    words = sorted(known)
-    close = [w for w in words if w.split(".")[-1] == word] or difflib.get_close_matches(word, words, n=1, cutoff=0.75)
-    return f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(words)}"
+    close = closest(word, known)
+    return f"did you mean '{close}'?" if close else f"choose from {', '.join(sorted(known))}"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ class UserError(Exception):
     exit_code = 1
 
 
-class ConfigError(UserError):
+class ConfigError(UserError, ValueError):
     """A key, a value or a combination of them that cannot be run."""
 
     exit_code = 2
@@ -43,3 +43,33 @@ class Interrupted(UserError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library's error, what it is, what to do
+    ("can't allocate memory", MachineError, "choose a smaller network, image size or data.batch_size"),
+    ("out of memory", MachineError, "choose a smaller network, image size or data.batch_size"),
+    ("DataLoader worker", MachineError, "set data.num_workers=0, or give /dev/shm more space"),
+    ("Expected more than 1 value per channel", ConfigError, "no batch may be one image: change data.batch_size"),
+    ("modulo by zero", ConfigError, "scheduler.step_size and scheduler.T_max are at least 1"),
+    ("Tried to step", ConfigError, "give the scheduler total_steps: total_steps"),
+    ("without overflow", ConfigError, "a number is too large for float32: lower it"),
+)
+
+
+def explained(error: BaseException) -> UserError:
+    """What a user is told of an error that is none of these: what the machine or a value is to blame for, or a bug."""
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    known = [(what, todo) for words, what, todo in REASONS if words in text]
+    result: UserError
+    if isinstance(error, OSError):
+        result = MachineError(f"{text or kind} - free disk space, or use a folder that can be written")
+    elif isinstance(error, MemoryError):
+        result = MachineError("out of memory - choose a smaller network, image size or data.batch_size")
+    elif known:
+        result = known[0][0](f"{text} - {known[0][1]}")
+    elif kind == "MisconfigurationException":  # Lightning's: not imported here, where it would take seconds
+        result = ConfigError(f"{text} - change this in the configuration")
+    else:
+        result = UserError(f"{kind}: {text} - this is a bug in litcifar; HYDRA_FULL_ERROR=1 shows where")
+    result.__cause__ = error
+    return result

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -102,6 +103,7 @@ def evaluate_model(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[answers],
+        plugins=[LightningEnvironment()],
     )
     run = trainer.validate if split == "val" else trainer.test
     metrics = run(model, datamodule=data, verbose=False)[0]

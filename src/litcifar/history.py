@@ -1,6 +1,7 @@
 """The history of a run: one row an epoch, in metrics.csv, on the screen and inside the checkpoints."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from litcifar import run_folder
 
 COLUMNS = (
     "epoch",
@@ -61,7 +64,7 @@ class History(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-        self._epoch = dict(state_dict["epoch"])
+        self._epoch = NOTHING | state_dict["epoch"]
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -119,10 +122,11 @@ class History(Checkpoint):
 
     def write(self) -> None:
         """Writes metrics.csv."""
-        with self.csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        run_folder.write(self.csv_path, text.getvalue().encode())
 
     def _show(self, trainer: L.Trainer, batches: int) -> None:
         rate = self._epoch["images"] / self._epoch["seconds"]

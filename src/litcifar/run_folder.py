@@ -1,17 +1,23 @@
 """The files of a run's folder."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from litcifar.errors import CheckpointError
+from litcifar.errors import CheckpointError, ConfigError, MachineError
 
 BEST, LAST, METRICS, HISTORY, FIGURES = "best.ckpt", "last.ckpt", "metrics.json", "metrics.csv", "figures"
+LOCK = ".lock"
+LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they notice, after five seconds
 
 
 def find_checkpoint(path: str, name: str) -> Path:
     """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
+    if "://" in path:
+        raise CheckpointError(f"'{path}' is an address, and nothing is loaded from the network - download it first")
     found = Path(path).expanduser()
     if found.is_dir():
         found = found / name
@@ -24,11 +30,51 @@ def find_checkpoint(path: str, name: str) -> Path:
     )
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder; ConfigError where one is in it."""
+    from filelock import FileLock, Timeout  # here because it takes a tenth of the time that an error may take
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / LOCK, LOCK_SECONDS))
+        except Timeout:
+            raise ConfigError(f"another process trains in '{folder}' - wait for it, or use another folder") from None
+        yield
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, also where the process is killed or the power fails; MachineError.
+
+    The temporary file of a killed process stays, and the next write of the same file takes its place.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: only within a file system a move is atomic
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":  # where a folder can be opened, the new name is made to outlive a power cut too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise MachineError(
+            f"'{path}' cannot be written ({error.strerror or error}) - free disk space, or use another folder; "
+            "what was saved before is kept"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Writes metrics.json, whole or not at all: it marks a finished run."""
-    temporary = folder / f".{METRICS}.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(temporary, folder / METRICS)
+    """Writes metrics.json, which marks a finished run."""
+    write(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

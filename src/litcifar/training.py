@@ -12,8 +12,10 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litcifar import checkpoints, figures
 from litcifar.averaging import EMA, Lookahead
@@ -64,6 +66,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     model = _model(config, data)
     precision, reason = _precision(config, cuda)
     data.setup()
+    _check_limits(config, data)
     counts = data.class_counts()
     model.provenance = {
         "format_version": checkpoints.FORMAT_VERSION,
@@ -108,10 +111,34 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     return metrics
 
 
+def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
+    """Refuses limits that leave no batch of a split, or end the run before its first validation."""
+    trainer = config.trainer
+    limits = {split: getattr(trainer, f"limit_{split}_batches") for split in ("train", "val", "test")}
+    limits["train"] = trainer.overfit_batches or limits["train"]
+    batches = {
+        "train": data.train_batches,
+        "val": len(data.val_dataloader()),
+        "test": len(data.test_dataloader()),
+    }
+    for split, limit in limits.items():
+        if limit is not None:
+            batches[split] = min(batches[split], limit) if isinstance(limit, int) else int(batches[split] * limit)
+        if not batches[split]:
+            raise ConfigError(f"trainer.limit_{split}_batches={limit} leaves no batch - make it larger")
+    steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
+    if 0 < trainer.max_steps < steps:
+        raise ConfigError(
+            f"trainer.max_steps={trainer.max_steps} ends the run before its first validation, after {steps} steps - "
+            f"give it {steps} or more, or set trainer.limit_train_batches"
+        )
+
+
 def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluation]) -> dict[str, Any]:
     """The part of metrics.json that was measured; the validation figures are those of best.ckpt."""
     best, rows, test = history.best or {}, history.rows, answers.get("test")
     seconds = sum(row["seconds"] for row in rows)
+    timed = [row for row in rows if "step_seconds" in row]  # earlier versions did not time the steps
     return {
         "name": config.name,
         "seed": config.seed,
@@ -125,7 +152,7 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
         "epochs": len(rows),
         "train_seconds": seconds,
         "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds,
-        "overhead": 1 - sum(row["step_seconds"] for row in rows) / seconds,
+        "overhead": 1 - sum(row["step_seconds"] for row in timed) / sum(row["seconds"] for row in timed),
     }
 
 
@@ -156,6 +183,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         **options,
         logger=logger,
         callbacks=callbacks,
+        plugins=[checkpoints.WholeCheckpoints(), LightningEnvironment()],  # one process, whatever SLURM_NTASKS says
         default_root_dir=run_dir,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -165,10 +193,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
 def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, TrainConfig, str | None]:
     """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
     data = checkpoints.data_of(config)
-    model = _model(config, data)
-    model.recipe(total_steps=10)  # refuses what cannot be built before anything is downloaded
-    for pixels in config.augment.resolution or {}:
-        _try(model, pixels)
+    _try(_model(config, data), config)  # before anything is downloaded
     try:
         data.prepare_data()
     except DataError as error:
@@ -210,15 +235,22 @@ def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
 
 
-def _try(model: ImageClassifier, pixels: int) -> None:
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, pixels, pixels, 3, dtype=torch.uint8))
-    except RuntimeError as error:
-        raise ConfigError(
-            f"augment.resolution: {pixels} pixels do not fit this network - a ConvPool takes any size with "
-            "model.global_pool=max"
-        ) from error
+def _try(model: ImageClassifier, config: TrainConfig) -> None:
+    """Refuses an optimizer, a scheduler and image sizes that the network cannot be trained with."""
+    recipe = model.recipe(total_steps=10)
+    if isinstance(recipe, tuple):
+        (optimizer,), (scheduler,) = recipe
+        optimizer.step()
+        scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+    for pixels in config.augment.resolution or {}:
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, pixels, pixels, 3, dtype=torch.uint8))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"augment.resolution: {pixels} pixels do not fit this network - a ConvPool takes any size with "
+                "model.global_pool=max"
+            ) from error
 
 
 def _compile(model: ImageClassifier, cuda: bool) -> None:

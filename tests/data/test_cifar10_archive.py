@@ -393,6 +393,17 @@ def test_only_missing_files_are_restored(tmp_path: Path) -> None:
     assert (tmp_path / FOLDER / "data_batch_4").read_bytes() == b"of the user"
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_that_cannot_be_restored_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / NAME).write_bytes(BYTES)
+    fetch(tmp_path, [], 60, ARCHIVE)
+    (tmp_path / NAME).unlink()
+    (tmp_path / FOLDER / name).unlink()
+    with pytest.raises(DataError, match=f"lacks {name}: none of 0 mirrors") as error:
+        fetch(tmp_path, [], 60, ARCHIVE)
+    assert message(error)
+
+
 def test_leavings_of_a_killed_unpacking_do_not_get_in(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(BYTES)
     stale = tmp_path / f"{FOLDER}.part" / FOLDER

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litcifar.errors import ConfigError
+
 
 class Augment:
     """Flip, shift, rotate, cut out and mix the images of a batch, in this order. An option left at its default is off.
@@ -106,7 +108,9 @@ class Augment:
         B, H, W, _ = images_BHWC.shape
         p, device = self.translate, images_BHWC.device
         if self.padding == "reflect" and p >= min(H, W):
-            raise ValueError(f"translate={p} cannot reflect images of {H} x {W} - choose less, or padding=zero")
+            raise ConfigError(
+                f"augment.translate={p} cannot reflect images of {H} x {W} - choose less, or padding=zero"
+            )
         top_B, left_B = _send(rng.integers(0, 2 * p, (2, B), endpoint=True), device)
         flip_B = torch.zeros(1, dtype=torch.int64, device=device)
         if self.flip == "random":
@@ -121,7 +125,7 @@ class Augment:
         B, H, W, _ = images_BHWC.shape
         s = self.cutout
         if s > min(H, W):
-            raise ValueError(f"cutout={s} is larger than the images of {H} x {W} - choose less")
+            raise ConfigError(f"augment.cutout={s} is larger than the images of {H} x {W} - choose less")
         top_B, left_B = rng.integers(0, H - s, B, endpoint=True), rng.integers(0, W - s, B, endpoint=True)
         inside_BHWC = _rectangle(images_BHWC, np.stack((top_B, top_B + s, left_B, left_B + s)))
         mean_C = images_BHWC.float().mean((0, 1, 2)).round().to(torch.uint8)

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from litcifar.data.cifar10_files import FOLDER, is_present, unpack
+from litcifar.data.cifar10_files import FOLDER, is_present, missing, unpack
 from litcifar.errors import DataError, MachineError
 
 MIRRORS: tuple[str, ...] = (
@@ -97,6 +97,10 @@ def fetch(root: Path, mirrors: Sequence[str], time_limit: float, archive: Archiv
         with held:
             if not is_present(root):
                 unpack(_obtain(root, mirrors, time_limit, archive), root)
+    except DataError as error:
+        if (root / FOLDER).is_dir():
+            raise DataError(f"{root / FOLDER} lacks {', '.join(missing(root))}: {error}") from error
+        raise
     except OSError as error:
         raise MachineError(
             f"{error.filename or root} cannot be written ({error.strerror or error}) - "

@@ -69,7 +69,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def is_present(root: Path) -> bool:
     """Whether `root/cifar-10-batches-py` has all seven files; what is in them is not looked at."""
-    return all(os.path.isfile(root / FOLDER / name) for name in FILES)
+    return not missing(root)
+
+
+def missing(root: Path) -> list[str]:
+    """The names of the files that `root/cifar-10-batches-py` lacks."""
+    return [name for name in FILES if not os.path.isfile(root / FOLDER / name)]
 
 
 def unpack(archive: Path, root: Path) -> None:
@@ -161,7 +166,7 @@ def _absence(root: Path) -> DataError:
         found = sorted(os.listdir(where))
     except OSError as error:
         return DataError(f"{where} cannot be read ({error.strerror}) - change its permissions")
-    lacking = [name for name in FILES if not (where / name).is_file()] if where == folder else [FOLDER]
+    lacking = missing(root) if where == folder else [FOLDER]
     there = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") or "nothing"
     return DataError(f"{where} lacks {', '.join(lacking)} and holds {there} - {way_out}")
 

@@ -235,8 +235,13 @@ class ImageClassifier(L.LightningModule):
             if key not in ("interval", "monitor")
         }
         scheduler = build(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau) and not self.scheduler.get("monitor"):
-            raise ConfigError("scheduler: ReduceLROnPlateau watches a metric - set scheduler.monitor=val/loss")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not self.scheduler.get("monitor"):
+                raise ConfigError("scheduler: ReduceLROnPlateau watches a metric - set scheduler.monitor=val/loss")
+            if self.scheduler.get("interval") == "step":
+                raise ConfigError(
+                    "scheduler: ReduceLROnPlateau is stepped once an epoch - set scheduler.interval=epoch"
+                )
         return [optimizer], [scheduler]
 
     def parameter_kinds(self) -> dict[nn.Parameter, ParameterKind]:
