@@ -1,5 +1,6 @@
 """Whole runs and sweeps under what happens to them: full disks, kills, hundreds of jobs and of epochs."""
 
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -12,13 +13,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from litcifar import cli, training
 from litcifar.checkpoints import read
-from litcifar.errors import MachineError
+from litcifar.errors import DivergedError, MachineError
 from litcifar.history import History
+from litcifar.models import MLP
 from litcifar.run_folder import BEST, LAST, METRICS, read_metrics
 from tests.conftest import Compose
 from tests.test_run_folder import full_disk, sha256
@@ -48,6 +51,17 @@ def test_a_run_whose_disk_is_full_ends_and_goes_on_when_there_is_room(compose: C
     metrics = training.train(longer, run_dir)
     assert metrics["epochs"] == 3
     assert same(weights(run_dir)["state_dict"], weights(tmp_path / "never_full")["state_dict"])
+
+
+@pytest.mark.parametrize("rate", ["1e-3", "1e36"])
+def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: str) -> None:
+    """A signal's handler that stays would hold it, and take the signals of the next job of a sweep."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with contextlib.suppress(DivergedError):
+        training.train(compose(*NETWORK, f"optim.lr={rate}"), tmp_path)
+    gc.collect()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert not [thing for thing in gc.get_objects() if type(thing) in (L.Trainer, MLP)]
 
 
 def mounts_are_allowed() -> bool:

@@ -28,14 +28,14 @@ class Steps(Checkpoint):
         self.run_dir = run_dir
         self.signal_number = 0
         self._model: ImageClassifier | None = None
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ImageClassifier)
         self._model = pl_module
-        # Lightning has put its own handler for SIGTERM, and takes it away after the run.
+        # Lightning, which has put its own handler for SIGTERM, restores after the run those that were there before it.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            signal.signal(signal.SIGINT, self._stop)
+            signal.signal(signal.SIGTERM, self._stop)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,11 +55,6 @@ class Steps(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.signal_number:
             self._interrupt(trainer)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
 
     def _check(self, loss: Tensor, trainer: L.Trainer) -> None:
         if not torch.isfinite(loss):
