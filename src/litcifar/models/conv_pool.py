@@ -108,7 +108,7 @@ class ConvPool(ImageClassifier):
         layers.append(nn.Linear(features, len(self.classes), bias=head_bias))
         if logit_scale != 1:
             layers.append(Scale(logit_scale))
-        self.net = nn.Sequential(*layers)
+        self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # as the images are
         initialise(self.net, init)
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm2d) and not norm_scale:
