@@ -10,6 +10,7 @@ epoch took beside them.
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -75,6 +76,7 @@ def main() -> None:
     for seed in range(arguments.rounds):
         for experiment in experiments:
             folder = arguments.json.with_suffix("") / f"{experiment}_seed{seed}"
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier benchmark
             report.content["data"], measured = train(experiment, seed, folder, arguments.overrides)
             runs[experiment].append(measured)
             latest = ", ".join(f"{what} {value:.2f} {unit}" for (what, unit), value in measured.items())
