@@ -22,6 +22,7 @@ from litcifar.errors import CheckpointError
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.run_folder import find_checkpoint
 from tests.conftest import as_dict
+from tests.test_run_folder import content
 from tests.test_training import same
 
 
@@ -100,8 +101,11 @@ def torchscript(file: Path, marker: Path) -> None:
 
 
 def a_zip_bomb(file: Path, marker: Path) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data/0", bytes(10_000_000))
+    torch.save(content(1, megabytes=40), marker)
+    with zipfile.ZipFile(marker) as stored, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    marker.unlink()
 
 
 def a_zip_that_climbs_out(file: Path, marker: Path) -> None:

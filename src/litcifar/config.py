@@ -282,13 +282,10 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) 
         raise ConfigError(f"_target_={path} is no {base.__name__} of {trusted} - correct its name")
     try:
         parameters = inspect.signature(target).bind(*args, **options, **extra).signature.parameters
-        for key, value in options.items():  # a word in a number's place may be noticed epochs later
-            if (
-                isinstance(value, str)
-                and key in parameters
-                and parameters[key].annotation in ("int", "float", int, float)
-            ):
-                raise ValueError(f"{key}={value} should be a number")
+        numbers = [name for name, of in parameters.items() if of.annotation in ("int", "float", int, float)]
+        for key in numbers:
+            if isinstance(options.get(key), str):  # which may be noticed only epochs later
+                raise ValueError(f"{key}={options[key]} should be a number")
         return target(*args, **options, **extra)
     except (TypeError, ValueError, ArithmeticError, ImportError) as error:
         text = " ".join(str(error).split())
