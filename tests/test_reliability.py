@@ -64,6 +64,27 @@ def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: 
     assert not [thing for thing in gc.get_objects() if type(thing) in (L.Trainer, MLP)]
 
 
+def test_a_failed_job_leaves_its_memory_to_the_next(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    train = training.train
+
+    def measured(*arguments: object) -> dict[str, object]:
+        gc.collect()
+        left.append(sum(type(thing) is MLP for thing in gc.get_objects()))
+        return train(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "train", measured)
+    monkeypatch.setattr(cli, "FAILURES", [])
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["litcifar-train", "-m", "optim.lr=1e36,1e-3", "trainer.max_epochs=1", *tiny])
+    with pytest.raises(SystemExit):
+        cli.train()
+    assert left == [0, 0]
+
+
 def mounts_are_allowed() -> bool:
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
