@@ -255,9 +255,12 @@ def test_missing_data_is_exit_code_3_and_says_what_to_do(run, tmp_path: Path) ->
 
 def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    for missing in ("nowhere.ckpt", "https://example.org/x.ckpt", "/", "/dev/zero", "epoch=3-step=9.ckpt", "a(1).ckpt"):
+    for missing in ("nowhere.ckpt", "https://example.org/x.ckpt", "/", "/dev/zero"):
         assert run(EVALUATE, f"ckpt={missing}").code == 4
         assert run(TRAIN, f"resume={missing}").code == 4
+    for awkward in ("epoch=3-step=9.ckpt", "a(1).ckpt"):
+        assert f"quote the value: \"ckpt='{awkward}'\"" in run(EVALUATE, f"ckpt={awkward}").err
+        assert run(EVALUATE, f"ckpt='{awkward}'").code == 4
     assert run(TRAIN, "resume=a/b/c.ckpt").code == 4
     assert not (tmp_path / "a").exists()
     outcome = run(EVALUATE, "ckpt=text.ckpt")
