@@ -64,6 +64,27 @@ def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: 
     assert not [thing for thing in gc.get_objects() if type(thing) in (L.Trainer, MLP)]
 
 
+def test_a_failed_job_leaves_its_memory_to_the_next(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    train = training.train
+
+    def measured(*arguments: object) -> dict[str, object]:
+        gc.collect()
+        left.append(sum(type(thing) is MLP for thing in gc.get_objects()))
+        return train(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "train", measured)
+    monkeypatch.setattr(cli, "FAILURES", [])
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["litcifar-train", "-m", "optim.lr=1e36,1e-3", "trainer.max_epochs=1", *tiny])
+    with pytest.raises(SystemExit):
+        cli.train()
+    assert left == [0, 0]
+
+
 def mounts_are_allowed() -> bool:
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
@@ -126,12 +147,15 @@ def assert_flat(early: Usage, late: Usage, megabytes: float) -> None:
 def test_two_hundred_jobs_in_one_process_do_not_leak(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    jobs: list[int] = []
     usages: list[Usage] = []
     train = training.train
 
     def measured(*arguments: object) -> dict[str, object]:
         metrics = train(*arguments)  # type: ignore[arg-type]
-        usages.append(Usage.now())
+        jobs.append(metrics["seed"])
+        if len(jobs) % 20 == 0:
+            usages.append(Usage.now())
         return metrics
 
     monkeypatch.setattr(training, "train", measured)
@@ -142,8 +166,9 @@ def test_two_hundred_jobs_in_one_process_do_not_leak(
     with pytest.raises(SystemExit) as end:
         cli.train()
     assert end.value.code == 0
-    assert len(list(Path("sweep").glob(f"*/{METRICS}"))) == len(usages) == 200
-    assert_flat(usages[19], usages[199], megabytes=50)
+    assert jobs == list(range(200))
+    assert len(list(Path("sweep").glob(f"*/{METRICS}"))) == 200
+    assert_flat(usages[0], usages[-1], megabytes=50)
 
 
 @pytest.mark.slow

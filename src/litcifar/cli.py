@@ -98,6 +98,9 @@ def _compare(cfg: DictConfig) -> float:
 class SweepSummary(Callback):
     """After a sweep: the leaderboard of its jobs, and each failure with its folder."""
 
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None  # a quarter of a megabyte of each job, which Hydra would keep
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from litcifar.comparison import compare
 
@@ -164,12 +167,14 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         if isinstance(cause, KeyboardInterrupt | BrokenPipeError):
             raise KeyboardInterrupt from cause
         failure = explained(error)
-    FAILURES.append(failure)
     if multirun:
         report = "".join(traceback.format_exception(failure))
         (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
         print(f"failed    {run_dir}: {failure}")
-    elif settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
+        FAILURES.append(UserError(f"{run_dir}: {failure}"))  # without a traceback, which would hold on to the network
+        return float("nan")
+    FAILURES.append(failure)
+    if settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
         shutil.rmtree(run_dir)  # nothing was begun: no empty folder stays behind
         with contextlib.suppress(OSError):
             run_dir.parent.rmdir()

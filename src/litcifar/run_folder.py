@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they noti
 
 def find_checkpoint(path: str, name: str) -> Path:
     """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
-    if "://" in path:
+    if re.match(r"\w{2,}://", path):  # one letter is a drive of Windows
         raise CheckpointError(f"'{path}' is an address, and nothing is loaded from the network - download it first")
     found = Path(path).expanduser()
     if found.is_dir():
