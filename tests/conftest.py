@@ -5,15 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from litcifar.config import TrainConfig, check, conf_dir
+from litcifar.config import TrainConfig, train_config
 from litcifar.data.cifar10_files import CLASSES, FOLDER, META_FILE, TEST_FILE, TRAIN_FILES
 
 IMAGES_PER_FILE = 40
@@ -71,7 +69,7 @@ def compose(tiny_cifar10: Path) -> Compose:
     ]
 
     def compose(*overrides: str, tiny: bool = True) -> TrainConfig:
-        return check(as_dict("train", *(base if tiny else []), *overrides), TrainConfig)
+        return train_config(*(base if tiny else []), *overrides)
 
     return compose
 
@@ -88,9 +86,3 @@ def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:
         num_sanity_val_steps=0,
         **options,
     )
-
-
-def as_dict(config_name: str, *overrides: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose(config_name, list(overrides))
-    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]

@@ -16,12 +16,11 @@ import torch
 
 from litcifar import checkpoints, training
 from litcifar.checkpoints import config_of, model_of, read
-from litcifar.config import TrainConfig, check
+from litcifar.config import train_config
 from litcifar.data import CIFAR10DataModule
 from litcifar.errors import CheckpointError
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.run_folder import find_checkpoint
-from tests.conftest import as_dict
 from tests.test_run_folder import content
 from tests.test_training import same
 
@@ -32,7 +31,7 @@ def run(tiny_cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["model.widths=[4,8]", "trainer.max_epochs=1", "optim.lr=1e-12"]
     overrides += ["data.val_size=50", "data.verify=false", "logger=none"]
     folder = tmp_path_factory.mktemp("run")
-    config = check(as_dict("train", f"data.root={tiny_cifar10}", "trainer.precision=32-true", *overrides), TrainConfig)
+    config = train_config(f"data.root={tiny_cifar10}", "trainer.precision=32-true", *overrides)
     training.train(config, folder)
     return folder
 
@@ -164,7 +163,7 @@ def test_a_reference_in_a_file_is_not_looked_up(
         with pytest.raises(CheckpointError, match=r"\$\{\.\.\.\}") as error:
             config_of(read(file))
         assert "hunter2" not in str(error.value)
-        asked = check(as_dict("train", f"data.root={tiny_cifar10}", f"resume={file}"), TrainConfig)
+        asked = train_config(f"data.root={tiny_cifar10}", f"resume={file}")
         with pytest.raises(CheckpointError):
             training.train(asked, tmp_path)
 

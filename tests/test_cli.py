@@ -14,8 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from litcifar import cli, run_folder
-from litcifar.config import TrainConfig, conf_dir, flat
-from tests.conftest import as_dict
+from litcifar.config import TrainConfig, compose, conf_dir, flat
 
 TRAIN, EVALUATE, COMPARE = "train", "evaluate", "compare"
 
@@ -380,7 +379,7 @@ def test_a_full_run_from_another_folder(tiny: list[str], tmp_path: Path) -> None
 def overrides(count: int, seed: int) -> list[str]:
     """Overrides that somebody in a hurry might write: of the configuration's own keys, and most of them wrong."""
     rng = random.Random(seed)
-    keys = flat(as_dict("train"))
+    keys = flat(compose("train"))
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
     values = [
         *("ten", "1.5", "-1", "0", "1", "true", "null", "[]", "[1,2]", "[a]", "{a:1}", "nan", "inf", "-1e-3", "1e400"),

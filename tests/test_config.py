@@ -15,7 +15,7 @@ from litcifar.errors import ConfigError
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import ClassifierOptions
 from litcifar.training import OPTIMIZATION
-from tests.conftest import Compose, as_dict
+from tests.conftest import Compose
 
 FILLED_IN = OPTIMIZATION | {"augment", "seed", "optim", "scheduler", "num_classes", "self", "splits", "options"}
 
@@ -59,7 +59,7 @@ def test_every_flag_of_the_trainer_is_a_key_or_filled_in() -> None:
 
 
 def test_the_default_configuration_is_complete(compose: Compose) -> None:
-    composed = as_dict("train")
+    composed = config.compose("train")
     checked = plain(compose(tiny=False))
     assert flat(checked).keys() == flat(composed).keys()
     assert TrainConfig.model_validate(checked) == compose(tiny=False)
@@ -90,7 +90,7 @@ def test_optimizers_groups_and_schedules_of_another_kind_are_refused(
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    composed = as_dict("train")
+    composed = config.compose("train")
     composed["seed"] = -1
     composed["sede"] = 1
     composed["model"]["pool_size"] = "two"

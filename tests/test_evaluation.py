@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from litcifar import training
-from litcifar.config import EvaluateConfig, TrainConfig, check
+from litcifar.config import EvaluateConfig, TrainConfig, check, compose
 from litcifar.evaluation import Evaluation, evaluate
 from litcifar.models import ImageClassifier
-from tests.conftest import Compose, as_dict
+from tests.conftest import Compose
 
 RECIPES = {
     "mlp": ("model=mlp", "model.hidden=[32]"),
@@ -26,7 +26,7 @@ RECIPES = {
 
 
 def config(ckpt: Path, *overrides: str) -> EvaluateConfig:
-    return check(as_dict("evaluate", f"ckpt={ckpt}", *overrides), EvaluateConfig)
+    return check(compose("evaluate", f"ckpt={ckpt}", *overrides), EvaluateConfig)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -46,8 +46,13 @@ def test_every_file_runs(
     choice: str,
 ) -> None:
     monkeypatch.setattr(ShapesDataModule, "sizes", (300, 100))
-    small = ["trainer.max_epochs=1", "trainer.precision=32-true", "trainer.limit_train_batches=2", "data.val_size=50"]
-    small.append("data.batch_size=16")
+    small = ["trainer.max_epochs=1", "trainer.precision=32-true", "trainer.limit_train_batches=2", "data.batch_size=16"]
+    small += [
+        "data.val_size=50",
+        "data.eval_batch_size=10",
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+    ]
     root = tiny_image_folder if choice == "image_folder" else tiny_cifar10
     if choice != "shapes":
         small.append(f"data.root={root}")

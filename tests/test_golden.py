@@ -15,11 +15,10 @@ from torch import Tensor
 
 from litcifar import checkpoints, training
 from litcifar.checkpoints import config_of, model_of, read
-from litcifar.config import TrainConfig, check
+from litcifar.config import TrainConfig, train_config
 from litcifar.data import ShapesDataModule
 from litcifar.errors import CheckpointError
 from litcifar.run_folder import LAST
-from tests.conftest import as_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.ckpt"))
@@ -89,7 +88,7 @@ def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(monkeypatch: 
 def test_an_earlier_versions_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShapesDataModule, "sizes", (1000, 100))
     shutil.copy(GOLDEN / "conv_pool-0.1.0.ckpt", tmp_path / LAST)
-    asked = check(as_dict("train", *RUNS["conv_pool-0.1.0"], f"resume={tmp_path}"), TrainConfig)
+    asked = train_config(*RUNS["conv_pool-0.1.0"], f"resume={tmp_path}")
     metrics = training.train(asked, tmp_path)
     assert metrics["epochs"] == 2
     assert metrics["config"]["model"]["widths"] == [4, 6]

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from litcifar import training
-from litcifar.config import TrainConfig, check
+from litcifar.config import train_config
 from litcifar.data import CIFAR10DataModule, ShapesDataModule
-from tests.conftest import as_dict
 
 COPY = Path(__file__).parents[2] / "shared" / "cifar10"
 
@@ -33,16 +32,17 @@ def test_the_split_is_the_same_on_every_machine(cifar10: Path) -> None:
 
 
 def val_acc(run_dir: Path, *overrides: str) -> float:
-    short = ("trainer.max_epochs=1", "data.batch_size=128", "trainer.precision=32-true", "logger=none", "test=false")
-    return training.train(check(as_dict("train", *overrides, *short), TrainConfig), run_dir)["val/acc"]
+    short = ["trainer.max_epochs=1", "data.batch_size=64", "trainer.limit_train_batches=250", "logger=none"]
+    short += ["trainer.precision=32-true", "test=false"]
+    return training.train(train_config(*overrides, *short), run_dir)["val/acc"]
 
 
 def test_convolution_beats_logistic_regression_on_real_images(cifar10: Path, tmp_path: Path) -> None:
     data = (f"data.root={cifar10}", "data.verify=false")
     linear = val_acc(tmp_path / "linear", "experiment=logistic_regression", *data)
     conv = val_acc(tmp_path / "conv", "experiment=simple_cnn", *data)
-    assert 0.30 < linear < 0.42
-    assert 0.45 < conv < 0.75
+    assert 0.25 < linear < 0.40
+    assert linear + 0.05 < conv < 0.60
 
 
 def test_so_it_does_on_the_shapes(tmp_path: Path) -> None:

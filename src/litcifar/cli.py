@@ -21,7 +21,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, closest, conf_dir, flat, suggestion
+from litcifar.config import (
+    CompareConfig,
+    EvaluateConfig,
+    TrainConfig,
+    check,
+    closest,
+    compose,
+    conf_dir,
+    flat,
+    suggestion,
+)
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
 
@@ -249,9 +259,7 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
 def _known(name: str, choices: Sequence[str] = ()) -> set[str]:
     """The keys and the groups of a program's configuration, after some groups' choices."""
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose(name, [choice for choice in choices if choice.split("=")[0] in groups])
-    return groups | flat(OmegaConf.to_container(config)).keys()  # type: ignore[arg-type]
+    return groups | flat(compose(name, *(choice for choice in choices if choice.split("=")[0] in groups))).keys()
 
 
 def _composition_error(error: Exception, name: str) -> str:

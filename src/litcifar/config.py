@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import hydra
+from omegaconf import OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from litcifar.errors import ConfigError
@@ -245,6 +247,21 @@ def conf_dir() -> Path:
     """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def compose(program: str, *overrides: str) -> dict[str, Any]:
+    """The configuration of `litcifar-<program>` with these overrides, unchecked. Raises HydraException."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra.compose(program, list(overrides))
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def train_config(*overrides: str) -> TrainConfig:
+    """What `litcifar-train` would run: train_config("experiment=quickstart", "seed=1").
+
+    Raises ConfigError and HydraException.
+    """
+    return check(compose("train", *overrides), TrainConfig)
 
 
 def check(config: Mapping[str, Any], schema: type[Config]) -> Config:

@@ -16,6 +16,7 @@ import measure  # type: ignore[import-not-found]  # it lies beside this file; my
 import torch
 
 from litcifar import checkpoints
+from litcifar.config import train_config
 from litcifar.data import ImageDataModule
 from litcifar.data.augment import Augment
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("--batch", type=int, default=512, help="images in a batch (512)")
     arguments = parser.parse_intermixed_args()
-    standard = measure.compose("augment=standard", *arguments.overrides, f"data.eval_batch_size={arguments.batch}")
+    standard = train_config("augment=standard", *arguments.overrides, f"data.eval_batch_size={arguments.batch}")
     report = measure.Report(arguments.json)
     device = measure.device_of(standard)
     data = checkpoints.data_of(standard)

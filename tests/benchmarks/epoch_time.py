@@ -40,7 +40,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
 from litcifar import checkpoints, training
-from litcifar.config import TrainConfig
+from litcifar.config import TrainConfig, train_config
 from litcifar.errors import ConfigError
 from litcifar.models import ImageClassifier
 from litcifar.models.conv_pool import ChannelsFirst
@@ -63,7 +63,7 @@ class Case:
 
     def __init__(self, overrides: list[str], seconds: float) -> None:
         self.overrides = overrides
-        self.config: TrainConfig = measure.compose(*overrides)
+        self.config: TrainConfig = train_config(*overrides)
         self.device: torch.device = measure.device_of(self.config)
         self.data = checkpoints.data_of(self.config)
         self.data.prepare_data()
@@ -88,7 +88,7 @@ class Case:
         limits += ["trainer.max_epochs=2", f"trainer.limit_train_batches={self.steps}", "test=false", "logger=none"]
         printed = EpochLines()
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(printed):
-            metrics = training.train(measure.compose(*self.overrides, *limits), Path(folder))
+            metrics = training.train(train_config(*self.overrides, *limits), Path(folder))
             self.precision: str = metrics["precision"]
             self.checkpoint = checkpoints.read(Path(folder, BEST))  # the network of the other variants
             with Path(folder, HISTORY).open() as file:
@@ -282,7 +282,7 @@ def main() -> None:
         for batch in arguments.batches.split(","):
             size = [] if batch == "own" else [f"data.batch_size={batch}"]
             overrides = [f"experiment={experiment}", *arguments.overrides, *size]
-            cases.setdefault((experiment, measure.compose(*overrides).data.batch_size), overrides)
+            cases.setdefault((experiment, train_config(*overrides).data.batch_size), overrides)
 
     for (experiment, batch), overrides in cases.items():
         case = Case(overrides, arguments.seconds)

@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from litcifar.config import TrainConfig, check, conf_dir
+from litcifar.config import TrainConfig
 from litcifar.console import console, quiet
 from litcifar.errors import UserError
 
@@ -43,13 +41,6 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, HydraException) as error:
         print("error:", " ".join(str(error).split("Config search path")[0].split()), file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
-
-
-def compose(*overrides: str) -> TrainConfig:
-    """The configuration of `litcifar-train` with these overrides; ConfigError, HydraException."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose("train", list(overrides))
-    return check(OmegaConf.to_container(composed, resolve=True), TrainConfig)  # type: ignore[arg-type]
 
 
 def device_of(config: TrainConfig) -> torch.device:

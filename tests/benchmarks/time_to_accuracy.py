@@ -18,7 +18,7 @@ from pathlib import Path
 
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 
-from litcifar.config import conf_dir
+from litcifar.config import conf_dir, train_config
 from litcifar.errors import ConfigError
 from litcifar.run_folder import HISTORY, read_metrics
 
@@ -70,7 +70,7 @@ def main() -> None:
     experiments = arguments.experiments.split(",")
     for experiment in experiments:
         _percentage(experiment)
-        measure.compose(f"experiment={experiment}", *arguments.overrides)
+        train_config(f"experiment={experiment}", *arguments.overrides)
     report = measure.Report(arguments.json)
     runs: dict[str, list[dict[tuple[str, str], float]]] = {experiment: [] for experiment in experiments}
     for seed in range(arguments.rounds):
