@@ -21,7 +21,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, closest, conf_dir, flat, suggestion
+from litcifar.config import (
+    CompareConfig,
+    EvaluateConfig,
+    LookConfig,
+    TrainConfig,
+    check,
+    closest,
+    conf_dir,
+    flat,
+    suggestion,
+)
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
 
@@ -37,6 +47,11 @@ def train() -> None:
 def evaluate() -> None:
     """litcifar-evaluate"""
     _run("evaluate", evaluate_job, sys.argv[1:])
+
+
+def look() -> None:
+    """litcifar-look"""
+    _run("look", look_job, sys.argv[1:])
 
 
 def compare() -> None:
@@ -55,6 +70,10 @@ def train_job(cfg: DictConfig) -> float:
 
 def evaluate_job(cfg: DictConfig) -> float:
     return _guarded(_evaluate, cfg)
+
+
+def look_job(cfg: DictConfig) -> float:
+    return _guarded(_look, cfg)
 
 
 def compare_job(cfg: DictConfig) -> float:
@@ -84,6 +103,15 @@ def _evaluate(cfg: DictConfig) -> float:
     from litcifar.evaluation import evaluate
 
     return evaluate(config)[-1].acc
+
+
+def _look(cfg: DictConfig) -> float:
+    config = check(_container(cfg), LookConfig)
+
+    from litcifar.look import look
+
+    look(config)
+    return 0.0
 
 
 def _compare(cfg: DictConfig) -> float:
@@ -248,7 +276,8 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
 
 def _known(name: str, choices: Sequence[str] = ()) -> set[str]:
     """The keys and the groups of a program's configuration, after some groups' choices."""
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
+    defaults = OmegaConf.load(conf_dir() / f"{name}.yaml").defaults
+    groups = {key for item in defaults if isinstance(item, DictConfig) for key in item} & set(os.listdir(conf_dir()))
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra.compose(name, [choice for choice in choices if choice.split("=")[0] in groups])
     return groups | flat(OmegaConf.to_container(config)).keys()  # type: ignore[arg-type]
