@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from litcifar.models import ImageClassifier
@@ -81,7 +83,7 @@ def curves(rows: Sequence[dict[str, float]]) -> Figure:
 
     rows: those of metrics.csv; an epoch without validation lacks its columns.
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = _figure(11.4, 3.4)
     labels = {"acc": ("training", "validation"), "loss": ("training, as minimised", "validation, cross-entropy")}
     for axes, metric in zip(figure.subplots(1, 2), labels, strict=True):
         for split, colour, label in zip(("train", "val"), (TRAIN, VAL), labels[metric], strict=True):
@@ -101,13 +103,15 @@ def learning_rate(rows: Sequence[dict[str, float]]) -> Figure:
     """The learning rate at the end of each epoch; on a logarithmic axis where it falls to a twentieth or less."""
     known = [row for row in rows if "lr" in row]
     rates = [row["lr"] for row in known]
-    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    figure = _figure(11.4, 2.3)
     axes = figure.subplots()
     axes.plot([row["epoch"] for row in known], rates, color=BLUE, **_markers(known))
     axes.set_title("Learning rate")
     axes.set_ylabel("at the epoch's end")
     if rates and 0 < min(rates) <= max(rates) / 20:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # its own writes powers as formulas, which are off here
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(0, 1.1 * max(rates, default=1) or 1)
     _epochs(axes, rows)
@@ -121,7 +125,7 @@ def confusion_matrix(evaluation: "Evaluation") -> Figure:
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     K = len(evaluation.classes)
     side = min(max(3.4, 0.46 * K + 0.9), 9)
-    figure = Figure(figsize=(2 * side + 1, side + 0.6), layout="constrained")
+    figure = _figure(2 * side + 0.7, side + 0.5)
     size = min(9.0, 55 * side / K)
     written = {"images": [f"{count:d}" for count in counts.flatten().tolist()]}
     written["% of the true class"] = [f"{100 * share:.0f}" for share in shares.flatten().tolist()]
@@ -130,7 +134,8 @@ def confusion_matrix(evaluation: "Evaluation") -> Figure:
         for place, number in enumerate(numbers if K <= MOST_NUMBERS else ()):
             true, predicted = divmod(place, K)
             colour = "white" if shares[true, predicted] > 0.5 else "black" if counts[true, predicted] else "#9AA5AF"
-            axes.text(predicted, true, number, ha="center", va="center", fontsize=min(8, size), color=colour)
+            text = axes.text(predicted, true, number, ha="center", va="center", fontsize=min(8, size), color=colour)
+            text.set_in_layout(False)  # it is inside anyway, and to measure them all takes half of the time
         names = [short(name) for name in evaluation.classes]
         axes.set_xticks(range(K), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
         axes.set_yticks(range(K), names, fontsize=size)
@@ -147,7 +152,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     """Precision, recall and F1 of each class as bars; of more than 30 classes, the 30 with the lowest F1."""
     scores, classes = evaluation.per_class(), evaluation.classes
     shown = sorted(sorted(range(len(classes)), key=lambda k: scores["F1"][k])[:MOST_BARS])
-    figure = Figure(figsize=(9, 0.42 * len(shown) + 1.3), layout="constrained")
+    figure = _figure(6.8, 0.42 * len(shown) + 1.3)
     axes = figure.subplots()
     for number, (name, colour) in enumerate(SCORES.items()):
         places = [place + 0.26 * (number - 1) for place in range(len(shown))]
@@ -159,7 +164,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     axes.set_xlabel("%")
     axes.grid(axis="x")
     axes.set_title("Each class" if len(shown) == len(classes) else f"The {MOST_BARS} classes with the lowest F1")
-    figure.legend(loc="outside upper right", ncols=3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1), ncols=3, borderaxespad=0.1)
     return figure
 
 
@@ -179,7 +184,7 @@ def reliability(evaluation: "Evaluation") -> Figure:
     full = count > 0
     accuracy, confidence = (sums[full] / count[full] for sums in (right, confidence))
     centres, width = 100 * (edges[:-1] + edges[1:]) / 2, 100 / BINS
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    figure = _figure(5.2, 5.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     above.bar(centres[full], 100 * accuracy, 0.92 * width, color=BLUE, label="accuracy")
     gap = 100 * (confidence - accuracy)
@@ -206,7 +211,7 @@ def reliability(evaluation: "Evaluation") -> Figure:
 
 
 @_styled
-def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 24) -> Figure:
+def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 30) -> Figure:
     """The wrong answers that the network was surest of: what it said with which probability, and the true class.
 
     images_NHWC: uint8, those of the split in their order, as `ImageDataModule.images` gives them.
@@ -230,7 +235,7 @@ def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 24) -> 
 def image_grid(
     images: Tensor | Sequence[np.ndarray],
     labels: Sequence[str] = (),
-    columns: int = 8,
+    columns: int = 10,
     title: str = "",
     size: float = 1.0,
 ) -> Figure:
@@ -251,7 +256,8 @@ def image_grid(
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         x, y = left + column * across, top + row * down
-        axes.imshow(image, extent=(x, x + size, y + size, y), interpolation="nearest", aspect="auto")
+        axes.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor="#C3CAD1", linewidth=1))
+        axes.imshow(image, extent=(x, x + size, y + size, y), interpolation="nearest", aspect="auto", zorder=2)
         if labels:
             place = (x + size / 2, y + size + 0.04)
             axes.text(*place, labels[number], ha="center", va="top", fontsize=7.5, linespacing=1.15)
@@ -262,7 +268,7 @@ def image_grid(
     return figure
 
 
-def training_images(images_BHWC: Tensor, labels: Tensor, classes: Sequence[str], count: int = 32) -> Figure:
+def training_images(images_BHWC: Tensor, labels: Tensor, classes: Sequence[str], count: int = 40) -> Figure:
     """Images of a training batch, as `ImageDataModule.first_batch` gives them, and their classes.
 
     labels: int64 [B], or float [B, K] after mixup or cutmix: then with the share of each of two classes.
@@ -283,7 +289,7 @@ def label_text(label: Tensor, classes: Sequence[str]) -> str:
     return "\n".join(f"{100 * share:.0f} % {short(classes[k], 11)}" for share, k in named)
 
 
-def first_layer(model: ImageClassifier, count: int = 40) -> Figure:
+def first_layer(model: ImageClassifier, count: int = 42) -> Figure:
     """The weights of the first layer as images: its filters, or what each unit multiplies the pixels with.
 
     Of more than `count`, those with the largest norms. Each is scaled by its largest absolute weight: grey is 0.
@@ -303,7 +309,7 @@ def first_layer(model: ImageClassifier, count: int = 40) -> Figure:
     return image_grid(
         0.5 + 0.5 * weight_NHWC[shown] / largest,
         [short(name) for name in model.classes] if is_answer else (),
-        columns=5 if is_answer else 10,
+        columns=5 if is_answer else 14,
         title=f"{what} of the first layer, {height} x {width} x 3 ({selected})",
         size=1.3 if is_answer else 0.75,
     )
@@ -313,6 +319,11 @@ def short(name: str, length: int = 14) -> str:
     """A class's name, cut to what fits beside a picture."""
     line = " ".join(name.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
 def _epochs(axes: Axes, rows: Sequence[dict[str, float]]) -> None:

@@ -37,6 +37,15 @@ from litcifar.steps import Steps
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
+PYTHON = """\
+from pathlib import Path
+
+from litcifar.config import TrainConfig, check
+from litcifar.run_folder import read_metrics
+from litcifar.training import train
+
+config = read_metrics(Path({!r}))["config"]
+train(check(config, TrainConfig), Path("again"))"""
 # What may differ in a resumed run, beside trainer.*
 FREE_ON_RESUME = ("resume", "test", "tta", "figures", "data.root", "data.num_workers")
 
@@ -385,11 +394,7 @@ def _reproduce(config: TrainConfig, run_dir: Path) -> str:
     """The command of the run, as Hydra noted it, with what was changed since; in Python where there was no command."""
     hydra = run_dir / ".hydra"
     if not (hydra / "overrides.yaml").is_file():
-        return (
-            "from pathlib import Path\n\nfrom litcifar.config import TrainConfig, check\nfrom litcifar.run_folder import read_metrics\n"
-            "from litcifar.training import train\n\n"
-            f"train(check(read_metrics(Path({str(run_dir)!r}))['config'], TrainConfig), Path('again'))"
-        )
+        return PYTHON.format(str(run_dir))
     overrides = OmegaConf.to_container(OmegaConf.load(hydra / "overrides.yaml"), resolve=False)
     begun = flat(OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"), resolve=False))  # type: ignore[arg-type]
     later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
