@@ -77,7 +77,7 @@ def texts(figure: Figure) -> list[tuple[Text, Bbox]]:
             for axes in figure.axes
             for axis in (axes.xaxis, axes.yaxis)
             if axes.axison
-            for tick in axis._update_ticks()
+            for tick in axis._update_ticks()  # type: ignore[union-attr]
             for label in (tick.label1, tick.label2)
         }
         of_ticks = {
@@ -98,7 +98,7 @@ def corners(text: Text, box: Bbox) -> np.ndarray:
     if angle % 90 == 0:
         return box.corners()
     # A text of w x h turned by 45 degrees fills a box of (w + h) / sqrt(2); h is that of its letters.
-    height = 1.4 * text.get_fontsize() * figures.DPI / 72
+    height = 1.4 * float(text.get_fontsize()) * figures.DPI / 72
     x0, y0, x1, y1 = box.extents
     step = height / np.sqrt(2)
     return np.array([(x0, y0 + step), (x0 + step, y0), (x1, y1 - step), (x1 - step, y1)])
@@ -119,7 +119,7 @@ def labels_of(axes: Axes) -> list[str]:
     return [label.get_text() for label in axes.get_yticklabels()]
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
+@pytest.mark.parametrize("count", [2, 3, 10, 40])
 def test_no_text_overlaps_another_or_leaves_its_picture(count: int) -> None:
     model = MLP(hidden=[], image_size=8, classes=NAMES[count]) if count == 3 else ConvPool(classes=NAMES[count])
     for name, figure in every_figure(count, model).items():
@@ -177,7 +177,7 @@ def test_few_rows_can_be_drawn(rows: list[dict[str, float]]) -> None:
     for figure in (figures.curves(rows), figures.learning_rate(rows)):
         assert figures.png(figure)
         (line, *_) = figure.axes[0].get_lines()
-        assert len(line.get_xydata()) == len(rows)
+        assert len(np.asarray(line.get_xydata())) == len(rows)
 
 
 def test_the_learning_rate_is_drawn_from_zero_or_in_powers_of_ten() -> None:
@@ -219,7 +219,7 @@ def test_bars_are_as_long_as_the_scores() -> None:
     assert precision == pytest.approx([100, 60, 100])
     assert recall == pytest.approx([100 / 3, 100, 100])
     assert f1 == pytest.approx([50, 75, 100])
-    assert labels_of(axes) == ["a name that i…", "$x_1 & <b>", "line break"]
+    assert labels_of(axes) == ["a name…as room for", "$x_1 & <b>", "line break"]
 
 
 def test_of_many_classes_the_worst_have_bars() -> None:
@@ -234,9 +234,10 @@ def test_the_surest_mistakes_come_first_with_both_classes() -> None:
     (axes,) = figures.mistakes(evaluation, images).axes
     assert [np.asarray(image.get_array()).tolist() for image in axes.images] == [images[3].tolist(), images[0].tolist()]
     surer, other = (np.exp(2 * f) / (np.exp(2 * f) + 2) for f in (1.03, 1.0))
+    long = figures.short(NAMES[3][0], 12)
     assert [text.get_text() for text in axes.texts] == [
-        f"$x_1 & <b> {100 * surer:.1f} %\nis a name that…",
-        f"$x_1 & <b> {100 * other:.1f} %\nis a name that…",
+        f"$x_1 & <b> {100 * surer:.1f} %\nis {long}",
+        f"$x_1 & <b> {100 * other:.1f} %\nis {long}",
         "The 2 most confident of 2 mistakes",
     ]
 
@@ -310,6 +311,18 @@ def test_weight_images_are_those_of_the_largest_norms() -> None:
     assert axes.texts[-1].get_text() == (
         "Weight images of the first layer, 8 x 8 x 3 (2 of 4, the largest norms first)"
     )
+
+
+def test_names_are_cut_in_their_middle_to_the_width_that_is_drawn() -> None:
+    assert [figures.short(name) for name in CLASSES] == list(CLASSES)
+    assert figures.short("class number 12") != figures.short("class number 13")
+    assert figures.short("two\n  lines") == "two lines"
+    assert figures.short("WWWWW", 3) == "W…"
+    for name in ("i" * 300, "W" * 300, "\U0001f600" * 9, "a very long name of some class"):
+        cut = figures.short(name)
+        assert "…" in cut
+        assert cut.startswith(name[0])
+        assert 14 * 0.63 - 1.1 < figures.ems(cut) <= 14 * 0.63
 
 
 def test_logistic_regression_has_a_weight_image_for_each_class() -> None:

@@ -183,7 +183,7 @@ def test_a_failure_to_draw_is_one_line_and_loses_nothing(
     monkeypatch.setattr(figures, "reliability", fail)
     metrics = training.train(compose("model=mlp", "figures=true"), tmp_path)
     printed = capsys.readouterr().out.splitlines()
-    assert "No figures and no report: [/no] such font" in printed
+    assert "No figures and no report: RuntimeError: [/no] such font - the run itself is whole" in printed
     assert not any("report.html" in line for line in printed)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
 

@@ -5,15 +5,17 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from litcifar.models import ImageClassifier
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 BLUE, RED, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6B76"  # Okabe and Ito's, which all can tell apart; a grey
 TRAIN, VAL = BLUE, RED
 SCORES = {"precision": BLUE, "recall": RED, "F1": GREEN}
-STYLE = {
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # which comes with matplotlib: the same pictures everywhere
     "font.size": 9,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -41,6 +44,7 @@ STYLE = {
 DPI = 150
 MOST_NUMBERS = 20  # classes of a confusion matrix whose cells have room for numbers
 MOST_BARS = 30  # classes with room for bars
+LETTER = 0.63  # the width of a usual letter, in units of the font's size
 BINS = 15  # of confidence: torchmetrics' own number
 
 Options = ParamSpec("Options")
@@ -125,8 +129,8 @@ def confusion_matrix(evaluation: "Evaluation") -> Figure:
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     K = len(evaluation.classes)
     side = min(max(3.4, 0.46 * K + 0.9), 9)
-    figure = _figure(2 * side + 0.7, side + 0.5)
-    size = min(9.0, 55 * side / K)
+    figure = _figure(2 * side + 0.7, side + 0.8)
+    size = min(9.0, 29 * side / K)
     written = {"images": [f"{count:d}" for count in counts.flatten().tolist()]}
     written["% of the true class"] = [f"{100 * share:.0f}" for share in shares.flatten().tolist()]
     for axes, (unit, numbers) in zip(figure.subplots(1, 2, sharey=True), written.items(), strict=True):
@@ -178,11 +182,9 @@ def reliability(evaluation: "Evaluation") -> Figure:
     right_N = (evaluation.predictions_N == evaluation.labels_N).numpy()
     edges = np.linspace(0, 1, BINS + 1)
     bin_N = np.digitize(confidence_N, edges[1:-1])
-    count, right, confidence = (
-        np.bincount(bin_N, weights, BINS) for weights in (np.ones(len(bin_N)), right_N, confidence_N)
-    )
+    count = np.bincount(bin_N, minlength=BINS)
     full = count > 0
-    accuracy, confidence = (sums[full] / count[full] for sums in (right, confidence))
+    accuracy, confidence = (np.bincount(bin_N, of_N, BINS)[full] / count[full] for of_N in (right_N, confidence_N))
     centres, width = 100 * (edges[:-1] + edges[1:]) / 2, 100 / BINS
     figure = _figure(5.2, 5.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -224,7 +226,7 @@ def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 30) -> 
     labels = []
     for index in (shown := wrong[:count]).tolist():
         true, said = evaluation.labels_N[index], evaluation.predictions_N[index]
-        said_name = short(evaluation.classes[said], 12)
+        said_name = short(evaluation.classes[said], 10)
         probability = 100 * evaluation.probabilities_NK[index, said].item()
         labels.append(f"{said_name} {probability:.1f} %\nis {short(evaluation.classes[true], 12)}")
     title = f"The {len(shown)} most confident of {len(wrong):,} mistakes" if len(wrong) > 1 else "The only mistake"
@@ -289,7 +291,7 @@ def label_text(label: Tensor, classes: Sequence[str]) -> str:
     return "\n".join(f"{100 * share:.0f} % {short(classes[k], 11)}" for share, k in named)
 
 
-def first_layer(model: ImageClassifier, count: int = 42) -> Figure:
+def first_layer(model: ImageClassifier, count: int = 48) -> Figure:
     """The weights of the first layer as images: its filters, or what each unit multiplies the pixels with.
 
     Of more than `count`, those with the largest norms. Each is scaled by its largest absolute weight: grey is 0.
@@ -309,16 +311,30 @@ def first_layer(model: ImageClassifier, count: int = 42) -> Figure:
     return image_grid(
         0.5 + 0.5 * weight_NHWC[shown] / largest,
         [short(name) for name in model.classes] if is_answer else (),
-        columns=5 if is_answer else 14,
+        columns=5 if is_answer else 12,
         title=f"{what} of the first layer, {height} x {width} x 3 ({selected})",
         size=1.3 if is_answer else 0.75,
     )
 
 
-def short(name: str, length: int = 14) -> str:
-    """A class's name, cut to what fits beside a picture."""
+@functools.cache
+def short(name: str, letters: int = 14) -> str:
+    """A class's name, cut in its middle so that it is drawn no wider than so many letters of a usual width."""
     line = " ".join(name.split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
+    longest = min(len(line) - 1, 3 * letters)
+    cuts = [f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}" for kept in range(longest, 0, -1)]
+    fitting = (text for text in (line, *cuts) if len(text) <= 3 * letters and ems(text) <= LETTER * letters)
+    return next(fitting, "…")
+
+
+def ems(text: str) -> float:
+    """The width of a line of text, in units of its font's size."""
+    font = get_font(findfont(STYLE["font.family"]))
+    font.set_size(10, 72)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        font.set_text(text)
+    return font.get_width_height()[0] / 64 / 10
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -328,11 +344,11 @@ def _figure(width: float, height: float) -> Figure:
 
 def _epochs(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(rows) == 1:
         axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
     axes.grid()
 
 
-def _markers(rows: Sequence[dict[str, float]]) -> dict[str, object]:
+def _markers(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4 if len(rows) <= 30 else 0, "linewidth": 1.6}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-TEMPLATE = Path(__file__).with_name("report.html")
 CSS_PIXELS = 96 / figures.DPI  # of a screen, for one of a picture: letters of the same size in all of them
 
 
@@ -46,11 +45,12 @@ class Report:
 
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """The page. pictures: PNG files by name: curves, learning_rate, confusion_matrix, ...; any may be missing."""
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+        loader = PackageLoader("litcifar")
+        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         scores, images = self.evaluation.per_class(), self.evaluation.confusion().sum(1).tolist()
         rows = [(name, images[k], [of[k] for of in scores.values()]) for k, name in enumerate(self.evaluation.classes)]
         macro = [sum(of_class) / len(of_class) for of_class in scores.values()]
-        return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        return environment.get_template("report.html").render(
             report=self,
             split=SPLITS[self.evaluation.split],
             scores=scores,

@@ -135,7 +135,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
                 report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
             commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
         except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
-            console.print(f"[yellow]No figures and no report: {escape(' '.join(str(error).split()))}", soft_wrap=True)
+            what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
     _say_end(console, metrics, commands, time.perf_counter() - start)
     return metrics
 

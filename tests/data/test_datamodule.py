@@ -553,7 +553,7 @@ def test_image_folders_images_get_the_size_asked_for(tmp_path: Path, monkeypatch
     data = folder_module(tmp_path, monkeypatch, val_size=10)
     data.setup()
     assert data.image_size == 12
-    assert data.train_images(3).shape == (3, 12, 12, 3)
+    assert data.images("train", 3).shape == (3, 12, 12, 3)
 
 
 def test_shapes_test_images_are_not_among_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
