@@ -256,7 +256,7 @@ def image_grid(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     left = 0.08
-    for number, image in enumerate(images):
+    for number, image in enumerate(images.numpy() if isinstance(images, Tensor) else images):
         row, column = divmod(number, columns)
         x, y = left + column * across, top + row * down
         axes.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor="#C3CAD1", linewidth=1))
