@@ -57,7 +57,7 @@ def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compose(tiny_cifar10: Path) -> Compose:
-    """Composes conf/train.yaml with overrides, on the tiny CIFAR-10 and in float32 unless they say otherwise."""
+    """Composes conf/train.yaml with overrides, on the tiny CIFAR-10, in float32, without figures unless they say so."""
     base = [
         f"data.root={tiny_cifar10}",
         "data.verify=false",
@@ -66,6 +66,7 @@ def compose(tiny_cifar10: Path) -> Compose:
         "trainer.max_epochs=2",
         "trainer.precision=32-true",
         "logger=none",
+        "figures=false",
     ]
 
     def compose(*overrides: str, tiny: bool = True) -> TrainConfig:

@@ -16,7 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from litcifar import cli, run_folder
 from litcifar.config import TrainConfig, compose, conf_dir, flat
 
-TRAIN, EVALUATE, COMPARE = "train", "evaluate", "compare"
+TRAIN, EVALUATE, COMPARE, LOOK = "train", "evaluate", "compare", "look"
+
+
+QUICK = ["logger=none", "figures=false"]
 
 
 class Outcome:
@@ -45,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.fixture
 def tiny(tiny_cifar10: Path) -> list[str]:
-    return [f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "trainer.max_epochs=1", "logger=none"]
+    return [f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "trainer.max_epochs=1", *QUICK]
 
 
 MISTAKES = {
@@ -277,6 +280,35 @@ def test_a_mistake_in_an_evaluation_is_exit_code_2(run) -> None:  # type: ignore
         assert message in outcome.err
 
 
+def test_an_evaluation_whose_folder_cannot_be_written_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run(TRAIN, "model=mlp", *tiny, "hydra.run.dir=run")
+    (tmp_path / "run" / "evaluation").touch()
+    outcome = run(EVALUATE, "ckpt=run")
+    assert outcome.code == 6
+    assert "run/evaluation' is no folder" in outcome.err
+    assert outcome.err.endswith(" - give another one: folder=...\n")
+    assert "val/acc" not in outcome.out
+    assert run(EVALUATE, "ckpt=run", "folder=answers", "figures=false").code == 0
+    assert (tmp_path / "answers" / "test" / "predictions.csv").exists()
+
+
+def test_a_look_at_the_data(run, tiny_cifar10: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(LOOK, f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "augment=standard")
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in sorted((tmp_path / "outputs" / "look").iterdir())] == ["augmented.png", "images.png"]
+    assert "augmented   outputs/look/augmented.png" in outcome.out
+    for mistake, answer in {
+        "augment=standrd": "unknown augment=standrd - did you mean 'standard'?",
+        "augment.flips=random": "unknown key 'augment.flips' - did you mean 'augment.flip'?",
+        "folders=x": "unknown key 'folders' - did you mean 'folder'?",
+        "columns=1": "columns=1 - input should be greater than or equal to 2",
+    }.items():
+        mistaken = run(LOOK, mistake)
+        assert mistaken.code == 2
+        assert answer in mistaken.err
+    assert run(LOOK, f"data.root={tmp_path / 'nowhere'}", "data.mirrors=[]").code == 3
+
+
 def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     trained = run(TRAIN, "model=mlp", "seed=7", *tiny)
     assert trained.code == 0, trained.err
@@ -287,6 +319,9 @@ def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  
     assert evaluated.code == 0, evaluated.err
     assert "test/acc" in evaluated.out
     assert "macro average" in evaluated.out
+    for split in ("val", "test"):
+        assert (folder / "evaluation" / "best" / split / "predictions.csv").exists()
+        assert f"{split:9} {folder}/evaluation/best/{split}/report.html".replace(f"{tmp_path}/", "") in evaluated.out
     compared = run(COMPARE, "outputs")
     assert compared.code == 0
     assert "mlp" in compared.out

@@ -1,5 +1,6 @@
 """Evaluation gives exactly the figures of training, from the checkpoint alone."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,11 @@ import pytest
 import torch
 
 from litcifar import training
+from litcifar.checkpoints import model_of, read
 from litcifar.config import EvaluateConfig, TrainConfig, check, compose
+from litcifar.data import CIFAR10DataModule
+from litcifar.data.cifar10_files import CLASSES
+from litcifar.errors import MachineError
 from litcifar.evaluation import Evaluation, evaluate
 from litcifar.models import ImageClassifier
 from tests.conftest import Compose
@@ -26,7 +31,7 @@ RECIPES = {
 
 
 def config(ckpt: Path, *overrides: str) -> EvaluateConfig:
-    return check(compose("evaluate", f"ckpt={ckpt}", *overrides), EvaluateConfig)
+    return check(compose("evaluate", f"ckpt={ckpt}", "figures=false", *overrides), EvaluateConfig)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -37,6 +42,84 @@ def test_evaluate_equals_train(compose: Compose, tmp_path: Path, recipe: str) ->
     assert (val.acc, val.loss) == (metrics["val/acc"], metrics["val/loss"])
     assert (test.acc, test.loss) == (metrics["test/acc"], metrics["test/loss"])
     assert (val.tta_acc, test.tta_acc) == (metrics["val/tta_acc"], metrics["test/tta_acc"])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_are_those_of_the_figures_image_by_image(compose: Compose, tmp_path: Path) -> None:
+    metrics = training.train(compose("model=mlp", "model.hidden=[8]", "data.classes=[ship,cat,dog]"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    results = evaluate(config(tmp_path, "figures=true"))
+    data = CIFAR10DataModule(**compose().data.model_dump(include={"root", "verify", "val_size"}))
+    train_images, train_labels, test_images, test_labels = data.read()
+    of_file = {"val": (train_images, train_labels), "test": (test_images, test_labels)}
+    model = model_of(read(tmp_path / "best.ckpt"))
+    for result in results:
+        folder = tmp_path / "evaluation" / "best" / result.split
+        found = rows(folder / "predictions.csv")
+        assert list(found[0]) == ["index", "label", "prediction", "p_ship", "p_cat", "p_dog"]
+        right = sum(row["label"] == row["prediction"] for row in found)
+        acc = torch.tensor(right, dtype=torch.float32) / len(found)
+        assert acc.item() == result.acc == metrics[f"{result.split}/acc"]
+        images, labels = of_file[result.split]
+        indices = [int(row["index"]) for row in found]
+        assert [row["label"] for row in found] == [CLASSES[labels[index]] for index in indices]
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images[indices])).softmax(1)
+        probabilities = [[float(row[f"p_{name}"]) for name in ("ship", "cat", "dog")] for row in found]
+        assert torch.tensor(probabilities).allclose(expected, atol=1e-6)
+        assert [sum(row) for row in probabilities] == pytest.approx([1] * len(found), abs=1e-8)
+        assert {path.stem for path in (folder / "figures").iterdir()} == {
+            *("confusion_matrix", "per_class", "mistakes", "reliability", "first_layer")
+        }
+        page = (folder / "report.html").read_text()
+        assert f"{100 * result.acc:.2f} % on the {'validation' if result.split == 'val' else 'test'} set" in page
+    assert set(indices) <= set(range(40))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_predictions_can_be_written_elsewhere(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp"), tmp_path / "run")
+    evaluate(config(tmp_path / "run" / "last.ckpt", "split=test", f"folder={tmp_path / 'else'}"))
+    assert [path.name for path in (tmp_path / "else" / "test").iterdir()] == ["predictions.csv"]
+    assert f"test      {tmp_path / 'else' / 'test' / 'predictions.csv'}" in capsys.readouterr().out
+    evaluate(config(tmp_path / "run" / "last.ckpt", "split=val"))
+    assert [path.name for path in (tmp_path / "run" / "evaluation").iterdir()] == ["last"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    (tmp_path / "evaluation").touch()
+    monkeypatch.setattr(CIFAR10DataModule, "read", lambda self: pytest.fail("the images were read"))
+    with pytest.raises(MachineError, match=r"evaluation' is no folder, and .* - give another one: folder=\.\.\."):
+        evaluate(config(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(MachineError, match=r"cannot be written - give another folder: folder=\.\.\."):
+        evaluate(config(tmp_path, f"folder={tmp_path / 'new' / 'one'}"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_probabilities_predictions_and_mistakes_by_hand() -> None:
+    probabilities = torch.tensor([[0.5, 0.5 - 1e-3, 1e-3], [0.1, 0.7, 0.2], [0.2, 0.0, 0.8], [0.6, 0.3, 0.1]])
+    labels = torch.tensor([0, 0, 1, 1])
+    result = Evaluation("val", ["a", "b", "c"], 0.25, 1.0, probabilities.log(), labels, indices_N=labels + 7)
+    assert torch.allclose(result.probabilities_NK, probabilities.double(), atol=1e-7)
+    assert result.predictions_N.tolist() == [0, 1, 2, 0]
+    assert result.mistakes().tolist() == [2, 1, 3]
+    # Confidences 0.5, 0.7, 0.8, 0.6 lie in bins of their own; only the first is right.
+    assert result.calibration_error() == pytest.approx((0.5 + 0.7 + 0.8 + 0.6) / 4, abs=1e-6)
+    lines = result.predictions_csv().splitlines()
+    assert lines[0] == "index,label,prediction,p_a,p_b,p_c"
+    index, label, prediction, *written = lines[3].split(",")
+    assert (index, label, prediction) == ("8", "b", "c")
+    assert [float(p) for p in written] == pytest.approx([0.2, 0.0, 0.8])
 
 
 def test_one_split_alone(compose: Compose, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from litcifar import run_folder
-from litcifar.config import Precision, TrainConfig, Word, build, check
+from litcifar.config import LookConfig, Precision, TrainConfig, Word, build, check
 from litcifar.data import ImageDataModule
 from litcifar.errors import CheckpointError, ConfigError
 from litcifar.models import ImageClassifier
@@ -138,7 +138,7 @@ def model_of(checkpoint: dict[str, Any]) -> ImageClassifier:
     return model.eval()
 
 
-def data_of(config: TrainConfig) -> ImageDataModule:
+def data_of(config: TrainConfig | LookConfig) -> ImageDataModule:
     """The data set of a configuration; nothing is read yet."""
     spec = config.data.model_dump(by_alias=True, exclude={"fallback"})
     return build(spec, ImageDataModule, augment=config.augment.model_dump(), seed=config.seed)

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from litcifar.config import (
     CompareConfig,
     EvaluateConfig,
+    LookConfig,
     TrainConfig,
     check,
     closest,
@@ -49,6 +50,11 @@ def evaluate() -> None:
     _run("evaluate", evaluate_job, sys.argv[1:])
 
 
+def look() -> None:
+    """litcifar-look"""
+    _run("look", look_job, sys.argv[1:])
+
+
 def compare() -> None:
     """litcifar-compare"""
     arguments = sys.argv[1:]
@@ -65,6 +71,10 @@ def train_job(cfg: DictConfig) -> float:
 
 def evaluate_job(cfg: DictConfig) -> float:
     return _guarded(_evaluate, cfg)
+
+
+def look_job(cfg: DictConfig) -> float:
+    return _guarded(_look, cfg)
 
 
 def compare_job(cfg: DictConfig) -> float:
@@ -94,6 +104,15 @@ def _evaluate(cfg: DictConfig) -> float:
     from litcifar.evaluation import evaluate
 
     return evaluate(config)[-1].acc
+
+
+def _look(cfg: DictConfig) -> float:
+    config = check(_container(cfg), LookConfig)
+
+    from litcifar.look import look
+
+    look(config)
+    return 0.0
 
 
 def _compare(cfg: DictConfig) -> float:
@@ -258,7 +277,10 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
 
 def _known(name: str, choices: Sequence[str] = ()) -> set[str]:
     """The keys and the groups of a program's configuration, after some groups' choices."""
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"base"} if name == "train" else set()
+    defaults = OmegaConf.load(conf_dir() / f"{name}.yaml").defaults
+    groups = {str(key) for item in defaults if isinstance(item, DictConfig) for key in item} & set(
+        os.listdir(conf_dir())
+    )
     return groups | flat(compose(name, *(choice for choice in choices if choice.split("=")[0] in groups))).keys()
 
 

@@ -201,6 +201,7 @@ class TrainConfig(Node):
     lookahead: Count | None = None
     compile: bool = False
     early_stopping: Count | None
+    figures: bool = True
     data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
     model: MLPConfig | ConvPoolConfig = Field(discriminator="target")
     optim: OptimConfig
@@ -229,8 +230,20 @@ class EvaluateConfig(Node):
     ckpt: Text
     split: Literal["val", "test", "both"]
     tta: TTA | None
+    folder: Folder | None
+    figures: bool
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     data: Data
+
+
+class LookConfig(Node):
+    """The whole of `conf/look.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    folder: Folder
+    columns: Annotated[int, Field(ge=2)]
+    data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
+    augment: AugmentConfig
 
 
 class CompareConfig(Node):

@@ -1,6 +1,10 @@
 """A checkpoint's figures on the validation and test images: exactly those that training printed."""
 
+import csv
+import io
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -11,19 +15,22 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
 )
 
-from litcifar import checkpoints
-from litcifar.config import TTA, EvaluateConfig, TrainConfig
+from litcifar import checkpoints, figures, run_folder
+from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
-from litcifar.console import quiet
+from litcifar.console import quiet, short
 from litcifar.data import ImageDataModule
+from litcifar.layers import layers
 from litcifar.models import ImageClassifier
-from litcifar.run_folder import BEST, find_checkpoint
+from litcifar.report import SPLITS, Report
+from litcifar.run_folder import BEST, EVALUATION, PREDICTIONS, REPORT, find_checkpoint
 from litcifar.tta import mean_logits
 
 
@@ -33,6 +40,7 @@ class Evaluation:
 
     acc: top-1 accuracy, 0 to 1. loss: mean cross-entropy, nats. logits: float32 [N, K]. labels: int64 [N].
     tta_logits: float32 [N, K], with test-time augmentation; None without. All else is without.
+    indices: int64 [N], the place of each image in the data set's own training files, or test files; None if unknown.
     """
 
     split: str
@@ -42,6 +50,17 @@ class Evaluation:
     logits_NK: Tensor
     labels_N: Tensor
     tta_logits_NK: Tensor | None = None
+    indices_N: Tensor | None = None
+
+    @property
+    def probabilities_NK(self) -> Tensor:
+        """float64 [N, K]; each row sums to one."""
+        return self.logits_NK.double().softmax(1)
+
+    @property
+    def predictions_N(self) -> Tensor:
+        """The class with the highest probability, int64 [N]."""
+        return self.logits_NK.argmax(1)
 
     @property
     def tta_acc(self) -> float | None:
@@ -63,6 +82,33 @@ class Evaluation:
     def confusion(self) -> Tensor:
         """Counts int64 [K, K]: row = true class, column = predicted class."""
         return multiclass_confusion_matrix(self.logits_NK, self.labels_N, num_classes=len(self.classes))
+
+    def calibration_error(self) -> float:
+        """Expected calibration error, 0 to 1: confidence against accuracy in 15 bins (Guo et al. 2017, 1706.04599)."""
+        return multiclass_calibration_error(
+            self.probabilities_NK, self.labels_N, num_classes=len(self.classes), n_bins=15
+        ).item()
+
+    def mistakes(self) -> Tensor:
+        """The rows of the wrong answers, int64 [M]; those with the highest probability first."""
+        predictions_N = self.predictions_N
+        wrong = (predictions_N != self.labels_N).nonzero().flatten()
+        confidence = self.probabilities_NK[wrong, predictions_N[wrong]]
+        return wrong[confidence.argsort(descending=True, stable=True)]
+
+    def predictions_csv(self) -> str:
+        """A row for each image: index, label, prediction, and the probability of each class."""
+        indices_N = torch.arange(len(self.labels_N)) if self.indices_N is None else self.indices_N
+        names = [[self.classes[k] for k in of.tolist()] for of in (self.labels_N, self.predictions_N)]
+        probabilities = [[f"{p:.9g}" for p in row] for row in self.probabilities_NK.tolist()]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["index", "label", "prediction", *(f"p_{name}" for name in self.classes)])
+        writer.writerows(
+            [index, label, prediction, *row]
+            for index, label, prediction, row in zip(indices_N.tolist(), *names, probabilities, strict=True)
+        )
+        return text.getvalue()
 
 
 class Answers(L.Callback):
@@ -110,19 +156,22 @@ def evaluate_model(
     logits_NK, labels_N = torch.cat(answers.logits).cpu(), torch.cat(answers.labels).cpu()
     tta_logits_NK = torch.cat(answers.tta_logits).cpu() if answers.tta_logits else None
     acc, loss = metrics[f"{split}/acc"], metrics[f"{split}/loss"]
-    return Evaluation(split, model.classes, acc, loss, logits_NK, labels_N, tta_logits_NK)
+    indices_N = data.indices(split)[: len(labels_N)]
+    return Evaluation(split, model.classes, acc, loss, logits_NK, labels_N, tta_logits_NK, indices_N)
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:
-    """Evaluates a checkpoint and prints what it found.
+    """Evaluates a checkpoint, prints what it found, and writes predictions.csv, figures and a report for each split.
 
-    Raises CheckpointError and DataError.
+    Raises CheckpointError, DataError and MachineError.
     """
     console = make_console()
     quiet()
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint)
+    folder = Path(config.folder) if config.folder else path.parent / EVALUATION / path.stem
+    run_folder.check_writable(folder, "folder")
     where = {key: value for key, value in config.data.model_dump().items() if value is not None}
     data_config = trained.data.model_copy(update=where)
     trained = trained.model_copy(update={"data": data_config, "tta": config.tta or trained.tta})
@@ -131,19 +180,57 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     data = checkpoints.data_of(trained)
     data.prepare_data()
     data.setup()
+    notes: list[str] = []
     if data.fingerprint != known["fingerprint"]:
-        console.print("[yellow]These are not the images that it was trained on: the figures will differ.")
+        notes.append("These are not the images that it was trained on: the figures will differ.")
+        console.print(f"[yellow]{notes[0]}")
     model = checkpoints.model_of(checkpoint)
     splits = ["val", "test"] if config.split == "both" else [config.split]
     results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
     for result in results:
         tta = "" if result.tta_acc is None else f"  {result.split}/tta_acc {result.tta_acc:.4f} ({trained.tta})"
         console.print(f"{result.split}/acc {result.acc:.4f}  {result.split}/loss {result.loss:.4f}{tta}")
-    print_report(results[-1], console)
+    print_answers(results[-1], console)
+    command = shlex.join(["litcifar-evaluate", f"ckpt={path}", f"split={config.split}"])
+    facts = {
+        "checkpoint": str(path),
+        "epoch": str(checkpoint["epoch"] + 1),
+        "data": known["data"],
+        "SHA-256 of the images": data.fingerprint,
+        "precision": known["precision"],
+    }
+    rows = layers(model) if config.figures else []
+    for result in results:
+        place = folder / result.split
+        run_folder.write(place / PREDICTIONS, result.predictions_csv().encode())
+        if config.figures:
+            page = Report(
+                title=f"{trained.name}, {path.name}: {100 * result.acc:.2f} % on the {SPLITS[result.split]} set",
+                subtitle=f"seed {trained.seed}, epoch {checkpoint['epoch'] + 1}, data {known['data']}",
+                headline=headline(result, trained.tta),
+                evaluation=result,
+                layers=rows,
+                config=plain(trained),
+                commands={"Evaluate again": command},
+                facts=facts,
+                notes=notes,
+            )
+            page.write(place, figures.of_answers(result, data.images(result.split), model))
+        console.print(f"{result.split:9} {short(place / (REPORT if config.figures else PREDICTIONS))}", soft_wrap=True)
     return results
 
 
-def print_report(result: Evaluation, console: Console) -> None:
+def headline(result: Evaluation, tta: TTA) -> dict[str, str]:
+    """A report's most important numbers: names and values."""
+    named = {f"{SPLITS[result.split]} accuracy": f"{100 * result.acc:.2f} %"}
+    if result.tta_acc is not None:
+        named[f"with {tta.replace('_', ' and ')}"] = f"{100 * result.tta_acc:.2f} %"
+    named[f"{SPLITS[result.split]} loss"] = f"{result.loss:.4f}"
+    named["calibration error"] = f"{100 * result.calibration_error():.1f} %"
+    return named
+
+
+def print_answers(result: Evaluation, console: Console) -> None:
     """Per-class precision, recall and F1, and the confusion matrix."""
     table = Table(title=f"{result.split}: each class, in %", title_justify="left")
     scores, confusion = result.per_class(), result.confusion()

@@ -11,6 +11,7 @@ from typing import Any
 from litcifar.errors import CheckpointError, ConfigError, MachineError
 
 BEST, LAST, METRICS, HISTORY, FIGURES = "best.ckpt", "last.ckpt", "metrics.json", "metrics.csv", "figures"
+REPORT, EVALUATION, PREDICTIONS = "report.html", "evaluation", "predictions.csv"
 LOCK = ".lock"
 LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they notice, after five seconds
 
@@ -42,6 +43,15 @@ def claimed(folder: Path) -> Iterator[None]:
         except Timeout:
             raise ConfigError(f"another process trains in '{folder}' - wait for it, or use another folder") from None
         yield
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """MachineError, before any work, where no file can be put into the folder, which need not exist; key: names it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise MachineError(f"'{there}' is no folder, and '{folder}' cannot be made - give another one: {key}=...")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MachineError(f"'{there}' cannot be written - give another folder: {key}=...")
 
 
 def write(path: Path, content: bytes | memoryview) -> None:

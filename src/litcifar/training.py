@@ -2,40 +2,52 @@
 
 import os
 import platform
+import shlex
 import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures
+from litcifar import checkpoints, figures, report
 from litcifar.averaging import EMA, Lookahead
-from litcifar.config import ShapesConfig, TrainConfig, build, check, flat, plain
+from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, flat, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.errors import ConfigError, DataError, MachineError
-from litcifar.evaluation import Evaluation, evaluate_model
+from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
-from litcifar.layers import layer_table
+from litcifar.layers import Layer, layer_table, layers
 from litcifar.models import ImageClassifier
-from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
+from litcifar.report import Report
+from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
+PYTHON = """\
+from pathlib import Path
+
+from litcifar.config import TrainConfig, check
+from litcifar.run_folder import read_metrics
+from litcifar.training import train
+
+config = read_metrics(Path({!r}))["config"]
+train(check(config, TrainConfig), Path("again"))"""
 # What may differ in a resumed run, beside trainer.*
-FREE_ON_RESUME = ("resume", "test", "tta", "data.root", "data.num_workers")
+FREE_ON_RESUME = ("resume", "test", "tta", "figures", "data.root", "data.num_workers")
 
 
 def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -61,7 +73,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
         raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
-    data, config, reason_for_shapes = _data(config, console)
+    _try(_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
+    data, config, reason_for_shapes = prepare(config, console)
     substituted = reason_for_shapes or substituted
     model = _model(config, data)
     precision, reason = _precision(config, cuda)
@@ -83,7 +96,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
 
-    console.print(layer_table(model))
+    rows_of_layers = layers(model)
+    console.print(layer_table(rows_of_layers))
     if config.compile:
         _compile(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
@@ -105,10 +119,63 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         **{key: value for key, value in model.provenance.items() if key != "format_version"},
         "class_counts": counts,
     }
-    figures.draw_run(run_dir / FIGURES, history.rows, answers[reported])
     write_metrics(run_dir, metrics)
-    _say_end(console, metrics, run_dir, not _planned(config), time.perf_counter() - start)
+    commands = _commands(config, run_dir)
+    if config.figures:
+        try:
+            page = _report(config, metrics, commands, rows_of_layers, answers[reported], run_dir)
+            drawn = {
+                "curves": figures.curves(history.rows),
+                "learning_rate": figures.learning_rate(history.rows),
+                **figures.of_answers(answers[reported], data.images(reported), trained),
+                "training_images": figures.training_images(*data.first_batch(), data.classes),
+            }
+            pictures = page.write(run_dir, drawn)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
+            commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
+        except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
+            what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
+    _say_end(console, metrics, commands, time.perf_counter() - start)
     return metrics
+
+
+def _report(
+    config: TrainConfig,
+    metrics: dict[str, Any],
+    commands: dict[str, str],
+    rows_of_layers: list[Layer],
+    evaluation: Evaluation,
+    run_dir: Path,
+) -> Report:
+    """The run's page; `evaluation` is that of best.ckpt on the test set, or on the validation set where test=false."""
+    numbers = headline(evaluation, config.tta)
+    if evaluation.split == "test":
+        numbers["validation accuracy"] = f"{100 * metrics['val/acc']:.2f} %"
+    numbers |= {
+        "parameters": f"{metrics['params']:,}",
+        "FLOPs an image": f"{rows_of_layers[-1].flops / 1e6:,.1f} M",
+        "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+        "training time": duration(metrics["train_seconds"]),
+        "images a second": f"{metrics['images_per_second']:,.0f}",
+    }
+    facts = {"data": metrics["data"], "SHA-256 of the images": metrics["fingerprint"]}
+    facts |= {key: metrics[key] for key in ("device", "precision")}
+    facts["versions"] = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
+    why = metrics["substituted"]
+    return Report(
+        title=f"{config.name}: {100 * evaluation.acc:.2f} % on the {report.SPLITS[evaluation.split]} set",
+        subtitle=f"seed {config.seed}, data {metrics['data']}, best.ckpt of epoch {metrics['best_epoch']}",
+        headline=numbers,
+        evaluation=evaluation,
+        layers=rows_of_layers,
+        config=plain(config),
+        commands=_how_to(config, commands, run_dir),
+        facts=facts,
+        notes=[f"Trained on the built-in shapes, not on CIFAR-10: {why}"] if why else [],
+        class_counts=metrics["class_counts"],
+    )
 
 
 def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
@@ -190,10 +257,12 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
     )
 
 
-def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, TrainConfig, str | None]:
+Config = TypeVar("Config", TrainConfig, LookConfig)
+
+
+def prepare(config: Config, console: Console) -> tuple[ImageDataModule, Config, str | None]:
     """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
     data = checkpoints.data_of(config)
-    _try(_model(config, data), config)  # before anything is downloaded
     try:
         data.prepare_data()
     except DataError as error:
@@ -205,7 +274,7 @@ def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, Train
     common = {key: value for key, value in config.data.model_dump().items() if key in ShapesConfig.model_fields}
     spec = common | {"target": "litcifar.data.ShapesDataModule"}
     config = config.model_copy(update={"data": check(spec, ShapesConfig)})
-    console.print(f"[bold yellow]CIFAR-10 could not be had: training on the built-in shapes instead.[/]\n{reason}")
+    console.print(f"[bold yellow]CIFAR-10 could not be had: taking the built-in shapes instead.[/]\n{reason}")
     return checkpoints.data_of(config), config, reason
 
 
@@ -310,10 +379,41 @@ def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     return metrics if same_length and tested and augmented else None
 
 
-def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train_on: bool, seconds: float) -> None:
-    say = console.print
+def _commands(config: TrainConfig, run_dir: Path) -> dict[str, str]:
+    """What can be done with a finished run."""
     folder = short(run_dir)
-    twice = 2 * metrics["config"]["trainer"]["max_epochs"]
+    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
+    if not _planned(config):
+        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={2 * config.trainer.max_epochs}"
+    return commands | {"compare": "litcifar-compare outputs"}
+
+
+def _how_to(config: TrainConfig, commands: dict[str, str], run_dir: Path) -> dict[str, str]:
+    """The commands of a report, and what each of them does."""
+    resume = commands.get("train on", f"litcifar-train resume={short(run_dir)}")
+    planned = f"Resume, where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
+    return {
+        "Reproduce": _reproduce(config, run_dir),
+        planned if _planned(config) else "Resume, with more epochs": resume,
+        "Evaluate": commands["evaluate"],
+        "Compare with other runs": commands["compare"],
+    }
+
+
+def _reproduce(config: TrainConfig, run_dir: Path) -> str:
+    """The command of the run, as Hydra noted it, with what was changed since; in Python where there was no command."""
+    hydra = run_dir / ".hydra"
+    if not (hydra / "overrides.yaml").is_file():
+        return PYTHON.format(str(run_dir))
+    overrides = OmegaConf.to_container(OmegaConf.load(hydra / "overrides.yaml"), resolve=False)
+    begun = flat(OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"), resolve=False))  # type: ignore[arg-type]
+    later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
+    changed = [f"{key}={'null' if v is None else v}" for key, v in later.items() if begun.get(key, v) != v]
+    return shlex.join(["litcifar-train", *overrides, *changed])  # type: ignore[misc]
+
+
+def _say_end(console: Console, metrics: dict[str, Any], commands: dict[str, str], seconds: float) -> None:
+    say = console.print
     accuracy = ", ".join(_accuracy(metrics, split) for split in ("val", "test") if metrics[f"{split}/acc"] is not None)
     say(
         f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
@@ -323,10 +423,6 @@ def _say_end(console: Console, metrics: dict[str, Any], run_dir: Path, can_train
     )
     if metrics["substituted"]:
         say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
-    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
-    if can_train_on:
-        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={twice}"
-    commands["compare"] = "litcifar-compare outputs"
     for what, command in commands.items():
         say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece
 

@@ -161,15 +161,34 @@ def test_validation_set_may_leave_a_single_image(make: Make) -> None:
     assert sum(make(val_size=TRAIN - 1).class_counts()["train"].values()) == 1
 
 
-def test_train_images_are_the_first_of_the_training_split(make: Make, files: Arrays) -> None:
+def test_images_are_the_first_of_their_split(make: Make, files: Arrays) -> None:
     data = make()
-    images = data.train_images(7)
+    images = data.images("train", 7)
     assert images.dtype == torch.uint8
     assert places([(images, images)], files[0]) == places(data.loader("train"), files[0])[:7]
 
 
-def test_train_images_are_no_more_than_there_are(make: Make) -> None:
-    assert len(make().train_images(5000)) == TRAIN - VAL
+def test_images_are_no_more_than_there_are(make: Make) -> None:
+    data = make()
+    assert len(data.images("train", 5000)) == TRAIN - VAL
+    assert len(data.images("val")) == VAL
+
+
+def test_indices_are_the_places_in_the_sets_own_files(make: Make, files: Arrays) -> None:
+    data = make(classes=["cat", "bird"])
+    for split, (images, labels) in {"train": files[:2], "val": files[:2], "test": files[2:]}.items():
+        indices = data.indices(split)
+        assert torch.equal(data.images(split), torch.from_numpy(images)[indices])
+        assert torch.equal(data.labels(split), (torch.from_numpy(labels)[indices] == 2).long())
+
+
+def test_the_first_batch_is_the_one_that_a_run_begins_with(make: Make) -> None:
+    data, recorder = make(augment={"flip": "random", "translate": 2, "resolution": {16: 0.5}}), Recorder()
+    bare_trainer(epochs=2).fit(recorder, datamodule=data)
+    (images, labels), (seen_images, seen_labels) = data.first_batch(), recorder.epochs[0][0]
+    assert images.shape == (64, 16, 16, 3)
+    assert torch.equal(images, seen_images)
+    assert torch.equal(labels, seen_labels)
 
 
 # --- Classes
@@ -534,7 +553,7 @@ def test_image_folders_images_get_the_size_asked_for(tmp_path: Path, monkeypatch
     data = folder_module(tmp_path, monkeypatch, val_size=10)
     data.setup()
     assert data.image_size == 12
-    assert data.train_images(3).shape == (3, 12, 12, 3)
+    assert data.images("train", 3).shape == (3, 12, 12, 3)
 
 
 def test_shapes_test_images_are_not_among_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -440,7 +440,7 @@ def stem_of(model: ConvPool) -> nn.Conv2d:
 def test_a_fit_whitens_by_the_normalised_training_images(tiny_cifar10: Path) -> None:
     model, images = whitened(), data(tiny_cifar10)
     bare_trainer().fit(model, datamodule=images)
-    pixels = images.train_images(150).double() / 255
+    pixels = images.images("train", 150).double() / 255
     normalised = (pixels - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.25, 0.3])
     expected = WhitenedStem()
     expected.whiten(normalised.permute(0, 3, 1, 2))

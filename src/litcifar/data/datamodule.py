@@ -136,11 +136,14 @@ class ImageDataModule(L.LightningDataModule):
         limit = self.trainer.limit_train_batches if self.trainer else None
         return min(batches, limit) if isinstance(limit, int) else batches
 
+    @property
+    def _order_seed(self) -> int | None:
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches, again and again
+        return self.seed if self.shuffle and not overfit else None
+
     def train_dataloader(self) -> DataLoader:
         images, labels, indices = self._sets["train"]
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches, again and again
-        seed = self.seed if self.shuffle and not overfit else None
-        turns = Turns(indices, self.batch_size, self.train_batches, seed, self.trainer)
+        turns = Turns(indices, self.batch_size, self.train_batches, self._order_seed, self.trainer)
         return self._loader(TrainImages(images, labels), turns, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -168,10 +171,28 @@ class ImageDataModule(L.LightningDataModule):
             turn.append(self.augment(images_BHWC, labels_B, epoch, step, indices_B, progress))
         return turn
 
-    def train_images(self, count: int) -> Tensor:
-        """The first `count` images of the training split, uint8 [N, H, W, 3]."""
-        images, _, indices = self._sets["train"]
+    def images(self, split: str, count: int | None = None) -> Tensor:
+        """The first `count` images of a split (None: all), in its order, uint8 [N, H, W, 3]."""
+        images, _, indices = self._sets[split]
         return images[indices[:count]]
+
+    def labels(self, split: str) -> Tensor:
+        """The labels of a split, in its order, int64 [N]."""
+        _, labels, indices = self._sets[split]
+        return labels[indices]
+
+    def indices(self, split: str) -> Tensor:
+        """The place of each image of a split in the set's own training files, or test files, int64 [N]."""
+        return self._sets[split][2]
+
+    def first_batch(self) -> Batch:
+        """The first batch of a run's first epoch, as the network sees it: augmented."""
+        assert self.augment is not None
+        images, labels, indices = self._sets["train"]
+        order, epoch, first = next(iter(Turns(indices, self.batch_size, self.train_batches, self._order_seed)))
+        chosen = order[: self.batch_size]
+        images_BHWC, labels_B = Images(images, labels).__getitems__(chosen)
+        return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """The number of images of each class in each split."""

@@ -122,7 +122,7 @@ class ConvPool(ImageClassifier):
         """Whitens the stem by the training images; a resumed run's checkpoint has already brought its weights."""
         stem = self.net[1] if isinstance(self.net, nn.Sequential) else None
         if isinstance(stem, WhitenedStem) and self.trainer.ckpt_path is None:
-            images_NHWC = self.trainer.datamodule.train_images(WHITENING_IMAGES)  # type: ignore[attr-defined]
+            images_NHWC = self.trainer.datamodule.images("train", WHITENING_IMAGES)  # type: ignore[attr-defined]
             stem.whiten(self.normalize(images_NHWC.to(self.device)).permute(0, 3, 1, 2))
 
 
