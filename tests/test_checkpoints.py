@@ -25,6 +25,8 @@ from tests.conftest import as_dict
 from tests.test_run_folder import content
 from tests.test_training import same
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def run(tiny_cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from litcifar import cli, run_folder
 from litcifar.config import TrainConfig, conf_dir, flat
 from tests.conftest import as_dict
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TRAIN, EVALUATE, COMPARE = "train", "evaluate", "compare"
 
 

@@ -11,6 +11,8 @@ from litcifar.config import conf_dir
 from litcifar.data import ShapesDataModule
 from tests.conftest import Compose
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("[a-z]*.yaml"))]
 

@@ -21,6 +21,8 @@ from litcifar.errors import CheckpointError
 from litcifar.run_folder import LAST
 from tests.conftest import as_dict
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.ckpt"))
 RUNS = {  # the overrides of each run; the images are three colours with noise, 1,000 shapes

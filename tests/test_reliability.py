@@ -27,6 +27,8 @@ from tests.conftest import Compose
 from tests.test_run_folder import full_disk, sha256
 from tests.test_training import same, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TRAIN = str(Path(sys.executable).parent / "litcifar-train")
 SCRIPT = {**os.environ, "OMP_NUM_THREADS": "1"}
 NETWORK = ["model=mlp", "model.hidden=[8]", "logger=none", "trainer.precision=32-true", "data.val_size=50"]
