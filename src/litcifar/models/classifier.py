@@ -96,7 +96,7 @@ class MeanOfBatches(CatMetric):
     def __init__(self) -> None:
         super().__init__(nan_strategy="disable")
 
-    def update(self, values_N: Tensor, weight: Tensor) -> None:
+    def update(self, values_N: Tensor, weight: Tensor) -> None:  # type: ignore[override]
         super().update(torch.stack([values_N, weight.to(values_N.dtype)], 1))
 
     def compute(self) -> Tensor:
