@@ -27,8 +27,6 @@ from tests.conftest import Compose
 from tests.test_run_folder import full_disk, sha256
 from tests.test_training import same, weights
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 TRAIN = str(Path(sys.executable).parent / "litcifar-train")
 SCRIPT = {**os.environ, "OMP_NUM_THREADS": "1"}
 NETWORK = ["model=mlp", "model.hidden=[8]", "logger=none", "trainer.precision=32-true", "data.val_size=50"]
@@ -39,6 +37,7 @@ def tiny(tiny_cifar10: Path) -> list[str]:
     return [f"data.root={tiny_cifar10}", "data.verify=false", *NETWORK]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_whose_disk_is_full_ends_and_goes_on_when_there_is_room(compose: Compose, tmp_path: Path) -> None:
     """The kernel refuses all that is longer than 50 kB: each checkpoint, and no metrics."""
     longer = compose(*NETWORK, "trainer.max_epochs=3")
@@ -55,6 +54,7 @@ def test_a_run_whose_disk_is_full_ends_and_goes_on_when_there_is_room(compose: C
     assert same(weights(run_dir)["state_dict"], weights(tmp_path / "never_full")["state_dict"])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("rate", ["1e-3", "1e36"])
 def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: str) -> None:
     """A signal's handler that stays would hold it, and take the signals of the next job of a sweep."""
@@ -66,6 +66,7 @@ def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: 
     assert not [thing for thing in gc.get_objects() if type(thing) in (L.Trainer, MLP)]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_job_leaves_its_memory_to_the_next(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

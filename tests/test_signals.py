@@ -169,7 +169,8 @@ def test_a_signal_at_any_moment_loses_nothing(
     hit: dict[str, int] = {}
     for moment in range(moments):
         number, group = SIGNALS[moment % len(SIGNALS)]
-        step = (places.randrange(len(steps)) + moment * len(steps)) // moments + 1  # one in each share of the run
+        # One in each share of the run; after its last step it might be over before the signal comes.
+        step = (places.randrange(len(steps) - 1) + moment * (len(steps) - 1)) // moments + 1
         command = arguments(tmp_path / str(moment), *options)
         run = Run(tmp_path / str(moment), *command)
         run.wait_for(step)
@@ -356,4 +357,4 @@ def test_timeout_stops_a_run_in_order(arguments: Callable[..., tuple[str, ...]],
     ]
     ended = subprocess.run(command, cwd=tmp_path, env=SCRIPT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 143
-    assert "go on with: litcifar-train resume=run\n" in ended.stderr
+    advised(ended.stderr, ())

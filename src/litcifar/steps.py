@@ -43,7 +43,7 @@ class Steps(Checkpoint):
             self._check("loss", outputs["loss"], trainer)
         # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
         if self.signal_number and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.run_dir / LAST, weights_only=False)  # else Lightning says that it is
+            trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
     def on_validation_batch_end(
