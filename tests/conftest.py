@@ -55,7 +55,7 @@ def tiny_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose(tiny_cifar10: Path) -> Compose:
     """Composes conf/train.yaml with overrides, on the tiny CIFAR-10, in float32, without figures unless they say so."""
     base = [

@@ -29,7 +29,7 @@ from tests.test_training import same
 def run(tiny_cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch, with a learning rate at which none is better than the first."""
     overrides = ["model.widths=[4,8]", "trainer.max_epochs=1", "optim.lr=1e-12"]
-    overrides += ["data.val_size=50", "data.verify=false", "logger=none"]
+    overrides += ["data.val_size=50", "data.verify=false", "logger=none", "figures=false"]
     folder = tmp_path_factory.mktemp("run")
     config = train_config(f"data.root={tiny_cifar10}", "trainer.precision=32-true", *overrides)
     training.train(config, folder)

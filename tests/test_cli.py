@@ -1,13 +1,16 @@
 """The command line: every mistake is one line and its exit code, and leaves nothing behind."""
 
+import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from litcifar import cli, run_folder
 from litcifar.config import TrainConfig, compose, conf_dir, flat
+from litcifar.errors import Interrupted
+from litcifar.models import ImageClassifier
+from tests.test_training import result, same
 
 TRAIN, EVALUATE, COMPARE, LOOK = "train", "evaluate", "compare", "look"
 
@@ -67,11 +73,19 @@ MISTAKES = {
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5",
     "trainer.max_epochs=true": "trainer.max_epochs=True",
     "trainer.max_epochs=0": "trainer.max_epochs=0 - input should be greater than or equal to 1",
+    "trainer.limit_train_batches=0": "trainer.limit_train_batches=0",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0",
+    "trainer.val_check_interval=0": "unknown key 'trainer.val_check_interval'",
+    "trainer.log_every_n_steps=-1": "unknown key 'trainer.log_every_n_steps'",
+    "trainer.strategy=dpp": "unknown key 'trainer.strategy'",
+    "trainer.deterministic=yes": "trainer.deterministic=yes",
     "trainer.accelerator=gpux": "trainer.accelerator=gpux",
     "trainer.precision=12": "trainer.precision=12",
     "trainer.devices=5": "trainer.devices=5",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
     "data.batch_size=0": "data.batch_size=0",
+    "data.batch_size=-1": "data.batch_size=-1",
     "data.batch_size=8.5": "data.batch_size=8.5",
     "data.batch_size='8'": "data.batch_size=8",
     "data.classes=[cat]": "data.classes=['cat']",
@@ -82,6 +96,8 @@ MISTAKES = {
     "optim._target_=os.system": "optim._target_=os.system",
     "seed=-1": "seed=-1",
     "seed=1.5": "seed=1.5",
+    "seed=1099511627776": "seed=1099511627776 - input should be less than 4294967296",
+    "seed=null": "seed=None",
     "seed=abc": "seed=abc",
     "model.dropout=1.5": "model.dropout=1.5",
     "model.activation=swish": "model.activation=swish",
@@ -328,6 +344,17 @@ def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  
     assert (tmp_path / "outputs" / "leaderboard.csv").exists()
 
 
+def test_a_run_is_not_cut_short_below_what_it_has_trained(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path
+) -> None:
+    assert run(TRAIN, "model=mlp", *tiny, "trainer.max_epochs=2", "hydra.run.dir=run").code == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    outcome = run(TRAIN, "resume=run", "trainer.max_epochs=1")
+    assert outcome.code == 2
+    assert "max_epochs" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 def test_resume_goes_on_in_the_same_folder(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run(TRAIN, "model=mlp", *tiny)
     (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
@@ -358,19 +385,40 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(run, tiny: list[str], tmp_
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("sweep/*/best.ckpt")}
 
 
-def test_ctrl_c_in_an_evaluation_is_exit_code_130(  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_in_an_evaluation_ends_it_in_order(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, swallowed: bool
+) -> None:
+    run(TRAIN, "model=mlp", *tiny, "hydra.run.dir=run")
+    evaluated = ImageClassifier._evaluate
+
+    def interrupted(*arguments: Any) -> Any:
+        with contextlib.suppress(Interrupted if swallowed else ()):  # as in a callback that Python calls by itself
+            signal.raise_signal(number)
+        return evaluated(*arguments)
+
+    monkeypatch.setattr(ImageClassifier, "_evaluate", interrupted)
+    before = signal.getsignal(number)
+    outcome = run(EVALUATE, "ckpt=run")
+    signal.signal(number, before)
+    assert outcome.code == code
+    assert outcome.err == f"error: stopped by {signal.Signals(number).name} - run the command again\n"
+
+
+def test_a_signal_in_the_test_leaves_a_run_that_goes_on(  # type: ignore[no-untyped-def]
     run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(TRAIN, "model=mlp", *tiny)
-    (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("litcifar.models.classifier.ImageClassifier._evaluate", interrupted)
-    outcome = run(EVALUATE, f"ckpt={folder}")
-    assert outcome.code == 130
-    assert outcome.err.splitlines()[-1].startswith("error: stopped by SIGINT")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "test_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+        before = signal.getsignal(signal.SIGTERM)
+        outcome = run(TRAIN, "model=mlp", *tiny, "hydra.run.dir=run")
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.code == 143
+    assert outcome.err == "error: stopped by SIGTERM - go on with: litcifar-train resume=run\n"
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert run(TRAIN, "resume=run").code == 0
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_reader_that_has_seen_enough_ends_the_run_quietly(tiny: list[str], tmp_path: Path) -> None:
@@ -387,7 +435,8 @@ def test_a_reader_that_has_seen_enough_ends_the_run_quietly(tiny: list[str], tmp
 
 def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).parent / arguments[0]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "TERM": "dumb"}
+    environment.pop("HOME", None)  # as in a container
     return subprocess.run([path, *arguments[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -404,11 +453,14 @@ def test_the_installed_script_answers_without_importing_torch(tmp_path: Path) ->
     assert mistaken.stderr == "error: unknown key 'seedd' - did you mean 'seed'?\n"
 
 
-def test_a_full_run_from_another_folder(tiny: list[str], tmp_path: Path) -> None:
-    result = script("litcifar-train", "model=mlp", *tiny, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert "best epoch 1 of 1" in result.stdout
+def test_a_process_of_its_own_gives_the_same_numbers(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = script("litcifar-train", "model=mlp", "model.dropout=0.1", *tiny, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "best epoch 1 of 1" in ended.stdout
+    (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
+    assert run(TRAIN, "model=mlp", "model.dropout=0.1", *tiny, "hydra.run.dir=here").code == 0
+    assert same(result(folder), result(tmp_path / "here"))
 
 
 def overrides(count: int, seed: int) -> list[str]:

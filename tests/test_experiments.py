@@ -57,7 +57,7 @@ def test_every_file_runs(
     if choice != "shapes":
         small.append(f"data.root={root}")
         small += [] if choice == "image_folder" else ["data.verify=false"]
-    small += [] if group == "logger" else ["logger=none"]
+    small += ["figures=true"] if group == "logger" else ["logger=none", "figures=false"]
     metrics = training.train(compose(f"{group}={choice}", *small, tiny=False), tmp_path)
     assert 0 <= metrics["val/acc"] <= 1
     if group == "experiment":

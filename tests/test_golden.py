@@ -35,7 +35,7 @@ RUNS = {  # the overrides of each run; the images are three colours with noise, 
         *(
             "trainer.max_epochs=2",
             "trainer.precision=32-true",
-            "logger=none",
+            *("logger=none", "figures=false"),
             "optim=adamw",
             "optim.lr=0.01",
             "scheduler=plateau",
@@ -43,7 +43,7 @@ RUNS = {  # the overrides of each run; the images are three colours with noise, 
     ],
     "conv_pool-0.1.0": [
         *("data=shapes", "data.val_size=50", "experiment=conv_pool_best", "model.widths=[4,6]", "data.batch_size=25"),
-        *("trainer.max_epochs=2", "trainer.precision=32-true", "logger=none"),
+        *("trainer.max_epochs=2", "trainer.precision=32-true", "logger=none", "figures=false"),
     ],
 }
 

@@ -32,7 +32,13 @@ def test_the_split_is_the_same_on_every_machine(cifar10: Path) -> None:
 
 
 def val_acc(run_dir: Path, *overrides: str) -> float:
-    short = ["trainer.max_epochs=1", "data.batch_size=64", "trainer.limit_train_batches=250", "logger=none"]
+    short = [
+        "trainer.max_epochs=1",
+        "data.batch_size=64",
+        "trainer.limit_train_batches=250",
+        "logger=none",
+        "figures=false",
+    ]
     short += ["trainer.precision=32-true", "test=false"]
     return training.train(train_config(*overrides, *short), run_dir)["val/acc"]
 

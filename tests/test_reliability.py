@@ -29,7 +29,14 @@ from tests.test_training import same, weights
 
 TRAIN = str(Path(sys.executable).parent / "litcifar-train")
 SCRIPT = {**os.environ, "OMP_NUM_THREADS": "1"}
-NETWORK = ["model=mlp", "model.hidden=[8]", "logger=none", "trainer.precision=32-true", "data.val_size=50"]
+NETWORK = [
+    "model=mlp",
+    "model.hidden=[8]",
+    "logger=none",
+    "figures=false",
+    "trainer.precision=32-true",
+    "data.val_size=50",
+]
 
 
 @pytest.fixture

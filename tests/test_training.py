@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from litcifar import config as configuration
 from litcifar import training
 from litcifar.checkpoints import config_of, read
-from litcifar.config import plain
+from litcifar.config import EvaluateConfig, TrainConfig, check, plain
 from litcifar.data import ShapesDataModule, datamodule
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, MachineError
+from litcifar.evaluation import evaluate
+from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics, write_metrics
 from tests.conftest import Compose
 
@@ -96,11 +100,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(compose: Comp
     assert not same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "c")["state_dict"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path, workers: int) -> None:
-    training.train(compose(*CNN, "trainer.max_epochs=1"), tmp_path / "0")
-    training.train(compose(*CNN, "trainer.max_epochs=1", f"data.num_workers={workers}"), tmp_path / "n")
-    assert same(weights(tmp_path / "0")["state_dict"], weights(tmp_path / "n")["state_dict"])
+def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path) -> None:
+    for workers in (0, 1, 2, 4):
+        training.train(compose(*CNN, "test=false", f"data.num_workers={workers}"), tmp_path / str(workers))
+    assert all(same(result(tmp_path / str(workers)), result(tmp_path / "0")) for workers in (1, 2, 4))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -169,50 +172,130 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-STOPS = [(3, False), (10, False), (14, False), (10, True)]  # optimizer steps; in a training or a validation step
-ENDS = [("cnn", 30, True), ("mlp_ema", 30, True), ("accumulated", 15, True)]
+class Uninterrupted:
+    """Runs of three epochs that nothing has stopped, one of each recipe: their configurations and folders."""
+
+    def __init__(self, compose: Compose, folder: Path) -> None:
+        self.compose = compose
+        self.folder = folder
+
+    def __call__(self, recipe: str) -> tuple[TrainConfig, Path]:
+        config = self.compose(*RECIPES[recipe], "trainer.max_epochs=3")
+        if not (self.folder / recipe).exists():
+            training.train(config, self.folder / recipe)
+        return config, self.folder / recipe
 
 
-@pytest.mark.parametrize(("recipe", "step", "in_validation"), [(r, *stop) for r in RECIPES for stop in STOPS] + ENDS)
+@pytest.fixture
+def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "TURNS", 4)  # of 3 batches, or 4 where two make a step
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    return Uninterrupted(compose, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def stop(config: TrainConfig, folder: Path, step: int, in_validation: bool = False) -> Interrupted:
+    """Trains, and stops at an optimizer step."""
+    trainer = training.L.Trainer
+
+    def with_signal(*args: Any, callbacks: list[Callback], **kwargs: Any) -> L.Trainer:
+        return trainer(*args, callbacks=[StopAfter(step, in_validation), *callbacks], **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.L, "Trainer", with_signal)
+        with pytest.raises(Interrupted) as interrupted:
+            training.train(config, folder)
+    return interrupted.value
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All of a run but what its times say."""
+    parts = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+    found = {name: {part: weights(folder, name).get(part) for part in parts} for name in ("best.ckpt", "last.ckpt")}
+    times = ("seconds", "step_seconds", "images_per_second")
+    history = [{key: value for key, value in row.items() if key not in times} for row in rows(folder)]
+    metrics = read_metrics(folder) or {}
+    figures = ("val/acc", "val/loss", "test/acc", "test/loss", "best_epoch", "epochs")
+    return {**found, "history": history, "metrics": {key: metrics.get(key) for key in figures}}
+
+
+# Optimizer steps, in a training or a validation step; workers.
+STOPS = [(3, False, 0), (10, False, 0), (14, False, 0), (10, True, 0)]
+MORE = [
+    *[("cnn", 30, True, 0), ("mlp_ema", 30, True, 0), ("accumulated", 15, True, 0)],
+    *[("muon", 3, False, 2), ("mlp_ema", 10, True, 2), ("lookahead", 14, False, 2)],
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "step", "in_validation", "workers"), [(r, *s) for r in RECIPES for s in STOPS] + MORE
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
-    compose: Compose,
+    uninterrupted: Uninterrupted,
+    few_turns: None,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     recipe: str,
     step: int,
     in_validation: bool,
+    workers: int,
 ) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", 4)  # of 3 batches, or 4 where two make a step
-    config = compose(*RECIPES[recipe], "trainer.max_epochs=3")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = training.train(config, whole)
-    with monkeypatch.context() as patch:
-        trainer = training.L.Trainer
-
-        def with_signal(*args: Any, callbacks: list[Callback], **kwargs: Any) -> L.Trainer:
-            return trainer(*args, callbacks=[StopAfter(step, in_validation), *callbacks], **kwargs)
-
-        patch.setattr(training.L, "Trainer", with_signal)
-        with pytest.raises(Interrupted, match="resume=") as stop:
-            training.train(config, stopped)
-    assert stop.value.exit_code == 143
-    assert read_metrics(stopped) is None
-    metrics = training.train(config, stopped)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
-        assert same(weights(whole)[part], weights(stopped)[part]), part
-    assert metrics["val/acc"] == expected["val/acc"]
-    assert metrics["test/loss"] == expected["test/loss"]
-    keys = ("epoch", "step", "lr", "train/acc", "val/acc", "val/loss")
-    assert [[row[key] for key in keys] for row in rows(whole)] == [[row[key] for key in keys] for row in rows(stopped)]
-    losses = [[float(row["train/loss"]) for row in rows(run)] for run in (whole, stopped)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # added up in another order
+    config, whole = uninterrupted(recipe)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": workers})})
+    interrupted = stop(config, tmp_path, step, in_validation)
+    assert interrupted.exit_code == 143
+    assert read_metrics(tmp_path) is None
+    training.train(config, tmp_path)
+    assert same(result(tmp_path), result(whole))
 
 
-def test_another_order_of_images_is_noticed(compose: Compose, tmp_path: Path) -> None:
-    """The comparison above can fail: a run that is shuffled differently does not pass it."""
-    training.train(compose(*CNN), tmp_path / "a")
-    training.train(compose(*CNN, "data.shuffle=false"), tmp_path / "b")
-    assert not same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "b")["state_dict"])
+@pytest.mark.parametrize(
+    ("owner", "mechanism", "without"),
+    [
+        (datamodule.Turns, "_position", lambda turns: (turns.trainer.fit_loop.epoch_progress.current.processed, 0, 0)),
+        (ImageClassifier, "_draw_anew", lambda model, seed: None),
+        (ImageClassifier, "on_save_checkpoint", lambda model, checkpoint: checkpoint.update(litcifar=model.provenance)),
+    ],
+)
+def test_without_what_makes_it_so_a_resumed_run_is_another(
+    compose: Compose,
+    few_turns: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    mechanism: str,
+    without: Callable[..., Any],
+) -> None:
+    """The comparison above can fail: where an epoch begins anew, dropout goes on, or half an epoch is forgotten."""
+    monkeypatch.setattr(owner, mechanism, without)
+    config = compose(*CNN, "trainer.max_epochs=2", "test=false")
+    training.train(config, tmp_path / "whole")
+    stop(config, tmp_path / "stopped", 3)
+    training.train(config, tmp_path / "stopped")
+    assert not same(result(tmp_path / "stopped"), result(tmp_path / "whole"))
+
+
+def test_every_image_is_trained_on_once_an_epoch_whatever_interrupts_it(
+    compose: Compose, few_turns: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+    loss = ImageClassifier.loss
+
+    def noted(self: ImageClassifier, images_BHWC: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.extend(image.numpy().tobytes() for image in images_BHWC)
+        return loss(self, images_BHWC, labels)
+
+    monkeypatch.setattr(ImageClassifier, "loss", noted)
+    config = compose("model=mlp", "model.hidden=[8]", "trainer.max_epochs=3", "test=false")
+    training.train(config, tmp_path / "whole")
+    in_order, seen[:] = seen.copy(), []
+    for step in (1, 5, 6, 10, 17, 29):
+        stop(config, tmp_path / "stopped", step)
+    training.train(config, tmp_path / "stopped")
+    assert seen == in_order
+    assert [len(set(seen[start : start + 150])) for start in (0, 150, 300)] == [150, 150, 150]
+    assert seen[:150] != seen[150:300]
 
 
 def test_a_finished_run_is_returned_as_it_is_and_goes_on_for_more_epochs(compose: Compose, tmp_path: Path) -> None:
@@ -286,11 +369,114 @@ def test_ema_is_what_is_saved_and_evaluated(compose: Compose, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("rate", ["1e30", "1e38"])
-def test_divergence_stops_the_run_and_keeps_earlier_checkpoints(compose: Compose, tmp_path: Path, rate: str) -> None:
-    with pytest.raises(DivergedError, match="epoch 1"):
-        training.train(compose("model=mlp", f"optim.lr={rate}", "optim=sgd"), tmp_path)
-    assert not (tmp_path / "best.ckpt").exists()
+@pytest.mark.parametrize("optim", ["sgd", "adam"])
+def test_a_learning_rate_that_is_far_too_high_stops_the_run(
+    compose: Compose, tmp_path: Path, optim: str, rate: str
+) -> None:
+    with pytest.raises(DivergedError, match=r"epoch 1, by step [12] - lower optim\.lr"):
+        training.train(compose("model=mlp", f"optim={optim}", f"optim.lr={rate}"), tmp_path)
+    assert not list(tmp_path.glob("*.ckpt"))
     assert read_metrics(tmp_path) is None
+
+
+def nan_image(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+    return images_BHWC.float().index_fill(0, torch.tensor([3]), torch.nan)
+
+
+def nan_weight(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+    next(model.parameters()).data[0] = torch.nan
+    return images_BHWC
+
+
+def endless_step(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+    """Of which the loss before it knows nothing."""
+    model.trainer.optimizers[0].param_groups[0]["lr"] = torch.inf
+    return images_BHWC
+
+
+def nan_after_the_step(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+    """In a weight that no answer depends on."""
+
+    def spoil(*_: Any) -> None:
+        model.net.register_parameter("unused", torch.nn.Parameter(torch.tensor(torch.nan)))
+
+    model.trainer.optimizers[0].register_step_post_hook(spoil)
+    return images_BHWC
+
+
+FAULTS: list[tuple[Any, int, tuple[str, ...]]] = [
+    *[(nan_image, 12, ()), (nan_image, 20, ()), (nan_image, 13, ("lookahead=3",)), (nan_image, 20, ("ema=0.5",))],
+    *[(nan_weight, 11, ()), (nan_weight, 30, ()), (nan_weight, 15, ("ema=0.5",))],
+    *[(endless_step, 13, ()), (endless_step, 20, ()), (endless_step, 20, ("ema=0.5",))],
+    *[(endless_step, 20, ("lookahead=3",)), (nan_after_the_step, 20, ())],
+]
+
+
+@pytest.mark.parametrize(("fault", "step", "averaged"), FAULTS)
+def test_divergence_stops_within_a_tenth_of_an_epoch_and_keeps_the_good_checkpoints(
+    compose: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[ImageClassifier, torch.Tensor], torch.Tensor],
+    step: int,
+    averaged: tuple[str, ...],
+) -> None:
+    config = compose("model=mlp", "model.hidden=[8]", "trainer.max_epochs=3", "optim=sgd", *averaged)
+    calls = 0
+    kept: dict[int, dict[str, bytes]] = {}  # the checkpoints as they were at the end of an epoch
+    loss = ImageClassifier.loss
+
+    def faulty(self: ImageClassifier, images_BHWC: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        if calls % 10 == 0:
+            kept[calls] = {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
+        calls += 1
+        return loss(self, fault(self, images_BHWC) if calls == step else images_BHWC, labels)
+
+    monkeypatch.setattr(ImageClassifier, "loss", faulty)
+    with pytest.raises(DivergedError, match=f"step {step}|step {step + 1}") as error:
+        training.train(config, tmp_path)
+    assert error.value.exit_code == 5
+    assert calls <= step + 1  # a tenth of an epoch of ten steps
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")} == kept[(step - 1) // 10 * 10]
+    for name in ("best.ckpt", "last.ckpt"):
+        assert all(torch.isfinite(weight).all() for weight in weights(tmp_path, name)["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        *[(recipe, ()) for recipe in RECIPES],
+        ("mlp_ema", ("trainer.check_val_every_n_epoch=2",)),
+        ("cnn", ("tta=mirror_translate", "early_stopping=1", "trainer.precision=bf16-mixed")),
+    ],
+)
+def test_every_kept_checkpoint_gives_the_figures_it_was_kept_for(
+    compose: Compose, tmp_path: Path, recipe: str, options: tuple[str, ...]
+) -> None:
+    metrics = training.train(compose(*RECIPES[recipe], "trainer.max_epochs=4", "test=false", *options), tmp_path)
+    known = {int(row["epoch"]): row for row in rows(tmp_path) if row["val/acc"]}
+    for name in ("best.ckpt", "last.ckpt"):
+        epoch = weights(tmp_path, name)["epoch"] + 1
+        asked = configuration.compose("evaluate", f"ckpt={tmp_path}/{name}", "split=val", "figures=false")
+        (answer,) = evaluate(check(asked, EvaluateConfig))
+        assert (str(answer.acc), str(answer.loss)) == (known[epoch]["val/acc"], known[epoch]["val/loss"])
+        if name == "best.ckpt":
+            assert (answer.acc, answer.loss, answer.tta_acc) == tuple(
+                metrics[f"val/{key}"] for key in ("acc", "loss", "tta_acc")
+            )
+            assert (
+                epoch
+                == metrics["best_epoch"]
+                == min(e for e, row in known.items() if float(row["val/acc"]) == answer.acc)
+            )
+            assert answer.acc == max(float(row["val/acc"]) for row in known.values())
+
+
+def test_an_epoch_without_validation_has_no_validation_figures(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose(*MLP, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "test=false"), tmp_path)
+    assert [bool(row["val/acc"]) for row in rows(tmp_path)] == [False, True, False, True]
+    assert [bool(row["train/acc"]) for row in rows(tmp_path)] == [True] * 4
 
 
 def test_impossible_networks_and_optimizers_are_refused_before_the_data_is_touched(

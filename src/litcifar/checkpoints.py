@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from litcifar import run_folder
 from litcifar.config import LookConfig, Precision, TrainConfig, Word, build, check
 from litcifar.data import ImageDataModule
-from litcifar.errors import CheckpointError, ConfigError
+from litcifar.errors import CheckpointError, ConfigError, DivergedError
 from litcifar.models import ImageClassifier
 
 FORMAT_VERSION = 1
@@ -28,6 +28,14 @@ class WholeCheckpoints(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Nothing takes the place of an earlier checkpoint once the weights have diverged; DivergedError."""
+        for weights in ("state_dict", "current_model_state"):  # the second where the first is an average
+            for name, weight in checkpoint.get(weights, {}).items():
+                if not torch.isfinite(weight).all():
+                    raise DivergedError(
+                        f"{name} is no longer finite after step {checkpoint.get('global_step')} - "
+                        "lower optim.lr or set trainer.gradient_clip_val; earlier epochs' checkpoints are kept"
+                    )
         content = io.BytesIO()
         torch.save(checkpoint, content)
         run_folder.write(Path(path), content.getbuffer())

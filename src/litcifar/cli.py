@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from litcifar import signals
 from litcifar.config import (
     CompareConfig,
     EvaluateConfig,
@@ -36,7 +36,7 @@ from litcifar.config import (
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
 
-FAILURES: list[UserError] = []  # of this process's jobs: Hydra hands no job's result or error to its caller
+FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
 
 
@@ -92,7 +92,8 @@ def _train(cfg: DictConfig) -> float:
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
     run_dir = Path(hydra_config.runtime.output_dir)
     with claimed(run_dir):
-        from litcifar.training import train
+        with signals.deferred():
+            from litcifar.training import train
 
         return train(config, run_dir, changed)["val/acc"]
 
@@ -100,8 +101,8 @@ def _train(cfg: DictConfig) -> float:
 def _evaluate(cfg: DictConfig) -> float:
     config = check(_container(cfg), EvaluateConfig)
     find_checkpoint(config.ckpt, BEST)
-
-    from litcifar.evaluation import evaluate
+    with signals.deferred():
+        from litcifar.evaluation import evaluate
 
     return evaluate(config)[-1].acc
 
@@ -145,7 +146,7 @@ class SweepSummary(Callback):
             FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
         if FAILURES:
-            print(f"go on     litcifar-train -m {shlex.join(_overrides(config.hydra))} hydra.sweep.dir={folder}")
+            print(f"go on     {_again(folder)}")
 
 
 def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -154,16 +155,16 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> N
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = _options_first(arguments, name)
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        with signals.handled(signals.raise_interrupted):
+            sys.argv[1:] = _options_first(arguments, name)
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
-    except KeyboardInterrupt as error:
-        if isinstance(error.__cause__, BrokenPipeError):  # who reads the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + 13)  # SIGPIPE
-        if not FAILURES:
-            FAILURES.append(Interrupted("stopped by SIGINT - what was saved is kept", signal.SIGINT))
+    except Interrupted as error:
+        signals.install(signals.Handler(lambda number: None))  # for the rest of the process
+        FAILURES.append(error)
+    except BrokenPipeError:
+        _end_quietly()
     except Exception as error:  # of a job none gets here: this is of Hydra's own work before it
         if isinstance(error, OSError) and not isinstance(error, HydraException):
             FAILURES.append(explained(error))
@@ -184,17 +185,26 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     if multirun:
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        return job(cfg)
-    except Interrupted as error:
-        FAILURES.append(error)
-        raise KeyboardInterrupt from error  # which Hydra does not catch: the whole sweep stops
+        with signals.handled(signals.raise_interrupted) as handler:
+            try:
+                return job(cfg)
+            finally:
+                if handler.number:  # whatever has become of the exception on its way
+                    signals.raise_interrupted(handler.number)
+    except Interrupted as error:  # which Hydra does not catch: the whole sweep stops
+        what, _, advice = str(error).partition(" - ")
+        if multirun:
+            advice = f"go on with: {_again(settings.sweep.dir)}"
+        elif job is _train and (run_dir / LAST).is_file():
+            advice = f"go on with: litcifar-train resume={os.path.relpath(run_dir)}"
+        else:
+            _remove_if_empty(run_dir, settings)
+        raise Interrupted(f"{what} - {advice}", error.signal_number) from error
     except UserError as error:
         failure = error
     except (Exception, SystemExit) as error:
-        # Lightning turns KeyboardInterrupt into sys.exit(1), and so does rich with BrokenPipeError.
-        cause = error if isinstance(error, BrokenPipeError) else error.__context__
-        if isinstance(cause, KeyboardInterrupt | BrokenPipeError):
-            raise KeyboardInterrupt from cause
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            _end_quietly()  # rich has turned it into sys.exit(1)
         failure = explained(error)
     if multirun:
         report = "".join(traceback.format_exception(failure))
@@ -203,11 +213,22 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         FAILURES.append(UserError(f"{run_dir}: {failure}"))  # without a traceback, which would hold on to the network
         return float("nan")
     FAILURES.append(failure)
+    _remove_if_empty(run_dir, settings)
+    return float("nan")
+
+
+def _remove_if_empty(run_dir: Path, settings: Any) -> None:
+    """Removes the folder of a run that has not begun."""
     if settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
-        shutil.rmtree(run_dir)  # nothing was begun: no empty folder stays behind
+        shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):
             run_dir.parent.rmdir()
-    return float("nan")
+
+
+def _end_quietly() -> NoReturn:
+    """Who reads the output has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + 13)  # SIGPIPE
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:
@@ -230,6 +251,12 @@ def resume_in_place(arguments: list[str]) -> list[str]:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _again(sweep_dir: str | Path) -> str:
+    """The command with which a sweep goes on."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
+    return f"litcifar-train {shlex.join(arguments)} hydra.sweep.dir={sweep_dir}"
 
 
 def _overrides(settings: Any) -> list[str]:

@@ -22,8 +22,8 @@ def short(path: Path) -> str:
 
 
 def quiet() -> None:
-    """Silences Lightning's tips, and warnings that ask a litcifar user for nothing."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    """Silences Lightning's tips and notes, and warnings that ask a litcifar user for nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*is deprecated",  # torch's pytree, at every fit
         "Precision .* is not supported by the model summary",  # which says sizes in MB; litcifar's does not

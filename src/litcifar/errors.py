@@ -37,12 +37,19 @@ class MachineError(UserError):
     exit_code = 6
 
 
-class Interrupted(UserError):
-    """The run was told to stop, by Ctrl-C (SIGINT) or SIGTERM; the exit code is 128 + the signal's number."""
+class Interrupted(BaseException):
+    """The run was told to stop, by Ctrl-C (SIGINT) or SIGTERM; the exit code is 128 + the signal's number.
+
+    No `Exception`: a signal may come amid code that catches those.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library's error, what it is, what to do

@@ -102,8 +102,11 @@ class History(Checkpoint):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.stop()  # it has hidden the cursor
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch |= _known(trainer)
+        self._epoch |= _known(trainer, "val/")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch["step_seconds"] += self._stopwatch.read()
@@ -112,7 +115,7 @@ class History(Checkpoint):
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             **self._epoch,
-            **_known(trainer),
+            **_known(trainer, "train/"),
             "images_per_second": images / self._epoch["seconds"],
         }
         self.rows.append(row)
@@ -182,8 +185,10 @@ class Stopwatch:
         return event
 
 
-def _known(trainer: L.Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+def _known(trainer: L.Trainer, split: str) -> dict[str, float]:
+    """The last figures of a split, of whichever epoch."""
+    metrics = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in metrics if name in COLUMNS and name.startswith(split)}
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """What happens around every turn of the training loop."""
 
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from litcifar.console import short
+from litcifar import signals
 from litcifar.errors import DivergedError, Interrupted
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import LAST
@@ -20,59 +19,62 @@ class Steps(Checkpoint):
     """Looks at the loss, and stops in order.
 
     A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
-    The loss is looked at ten times an epoch: reading it waits for the device. On the first SIGINT or SIGTERM the step
-    is finished and `last.ckpt` is written; on the second the process ends at once.
+    The loss is looked at ten times an epoch: reading it waits for the device. The logits of a validation are looked at
+    too: the last step may have been the one. On SIGINT or SIGTERM the step is finished and `last.ckpt` is written.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.signal_number = 0
         self._model: ImageClassifier | None = None
+        self._handlers: dict[int, Any] = {}  # of the signals, before training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ImageClassifier)
         self._model = pl_module
-        # Lightning, which has put its own handler for SIGTERM, restores after the run those that were there before it.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._stop)
-            signal.signal(signal.SIGTERM, self._stop)
+        # In the place of Lightning's own, which restores at an error those that were there before it.
+        self._handlers = signals.install(signals.Handler(self._stop))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         tenth = max(1, int(trainer.num_training_batches) // 10)
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
-            self._check(outputs["loss"], trainer)
+            self._check("loss", outputs["loss"], trainer)
         # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
         if self.signal_number and not trainer.is_last_batch:
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *where: int
+    ) -> None:
+        self._check("network's answer", outputs, trainer)  # before a checkpoint is ranked by it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.signal_number:
             self._interrupt(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number, handler in self._handlers.items():  # before the last look
+            signal.signal(number, handler)
         if self.signal_number:
             self._interrupt(trainer)
 
-    def _check(self, loss: Tensor, trainer: L.Trainer) -> None:
-        if not torch.isfinite(loss):
+    def _check(self, what: str, values: Tensor, trainer: L.Trainer) -> None:
+        if not torch.isfinite(values).all():
             raise DivergedError(
-                f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1}, by step {trainer.global_step} - "
-                "lower optim.lr or set trainer.gradient_clip_val; earlier epochs' checkpoints are kept"
+                f"the {what} became infinite or NaN in epoch {trainer.current_epoch + 1}, by step "
+                f"{trainer.global_step} - lower optim.lr or set trainer.gradient_clip_val; "
+                "earlier epochs' checkpoints are kept"
             )
 
-    def _stop(self, signal_number: int, frame: Any) -> None:
+    def _stop(self, signal_number: int) -> None:
         self.signal_number = signal_number
         assert self._model is not None
         self._model.interrupted = True
-        signal.signal(signal_number, signal.SIG_DFL)
 
     def _interrupt(self, trainer: L.Trainer) -> None:
         name = signal.Signals(self.signal_number).name
-        raise Interrupted(
-            f"stopped by {name} in epoch {trainer.current_epoch + 1} after step {trainer.global_step} - "
-            f"go on with: litcifar-train resume={short(self.run_dir)}",
-            self.signal_number,
-        )
+        where = f"epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
+        raise Interrupted(f"stopped by {name} in {where} - resume={self.run_dir}", self.signal_number)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from litcifar import signals
 from litcifar.data import cifar10_archive, cifar10_files, image_folder, shapes
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError, DataError
@@ -213,7 +214,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(Images(images, labels), indices.split(self.eval_batch_size), 0)
 
     def _loader(self, images: "Images", batches: Any, num_workers: int) -> DataLoader:
-        return DataLoader(
+        return Loader(
             images,
             batch_sampler=batches,  # of tensors here, not of lists
             collate_fn=_as_is,  # type: ignore[arg-type]
@@ -366,6 +367,14 @@ class Turns(Sampler[tuple[Tensor, int, int]]):
         turn: int = fit.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         steps = self.trainer.global_step - epoch * math.ceil(self.batches / self.accumulate)
         return (epoch, turn, steps * self.accumulate) if turn < len(self) else (epoch + 1, 0, 0)
+
+
+class Loader(DataLoader):
+    """A loader whose workers live until it ends them: a signal to the whole process group is its process's alone."""
+
+    def __iter__(self) -> Any:
+        with signals.blocked():
+            return super().__iter__()
 
 
 def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

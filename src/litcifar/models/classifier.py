@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from litcifar.config import ParameterKind, build
@@ -87,6 +87,23 @@ class Normalize(nn.Module):
         return rows.mul_(scale).add_(shift).view(images_BHWC.shape)
 
 
+class MeanOfBatches(CatMetric):
+    """The weighted mean of values [N], added up at once: the same to the last bit wherever it was interrupted.
+
+    torchmetrics' own leaves NaN out, with a warning.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def update(self, values_N: Tensor, weight: Tensor) -> None:  # type: ignore[override]
+        super().update(torch.stack([values_N, weight.to(values_N.dtype)], 1))
+
+    def compute(self) -> Tensor:
+        values_N, weights_N = super().compute().unbind(1)
+        return (values_N * weights_N).sum() / weights_N.sum()
+
+
 class ImageClassifier(L.LightningModule):
     """A network with its loss, metrics and optimizer; takes raw pixels, so it needs no recipe to be used.
 
@@ -130,7 +147,7 @@ class ImageClassifier(L.LightningModule):
         self.normalize = Normalize(mean, std, image_size)
         self.example_input_array = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
         metrics = MetricCollection(
-            {"acc": MulticlassAccuracy(len(self.classes), average="micro"), "loss": MeanMetric()}
+            {"acc": MulticlassAccuracy(len(self.classes), average="micro"), "loss": MeanOfBatches()}
         )
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -186,11 +203,13 @@ class ImageClassifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._update_train_metrics()
         self._log(self.train_metrics)
+        validated = (self.trainer.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
         for scheduler in self._schedulers("epoch"):
             if isinstance(scheduler, ReduceLROnPlateau):
                 assert self.scheduler is not None
-                if self.scheduler["monitor"] in self.trainer.callback_metrics:  # not in an epoch without validation
-                    scheduler.step(self.trainer.callback_metrics[self.scheduler["monitor"]])
+                monitor = self.scheduler["monitor"]
+                if validated or monitor.startswith("train/"):  # Lightning keeps the figures of earlier epochs
+                    scheduler.step(self.trainer.callback_metrics[monitor])
             else:
                 scheduler.step()
 
@@ -212,8 +231,10 @@ class ImageClassifier(L.LightningModule):
     def total_steps(self) -> int:
         """The optimizer steps of the whole run."""
         trainer = self.trainer
-        trainer.fit_loop.setup_data()
-        batches = getattr(trainer.datamodule, "train_batches", trainer.num_training_batches)  # type: ignore[attr-defined]
+        batches = getattr(trainer.datamodule, "train_batches", None)  # type: ignore[attr-defined]
+        if batches is None:  # which sets workers to fetch from the first batch on, wherever a resumed epoch goes on
+            trainer.fit_loop.setup_data()
+            batches = trainer.num_training_batches
         steps = math.ceil(batches / self.accumulate_grad_batches) * (trainer.max_epochs or 1)
         return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
@@ -336,7 +357,7 @@ class ImageClassifier(L.LightningModule):
         images_BHWC, labels_B = batch
         logits_BK = self(images_BHWC).float()
         metrics["acc"].update(logits_BK, labels_B)
-        metrics["loss"].update(cross_entropy(logits_BK, labels_B), weight=len(labels_B))
+        metrics["loss"].update(cross_entropy(logits_BK, labels_B)[None], weight=labels_B.new_tensor([len(labels_B)]))
         return logits_BK
 
     def _log(self, metrics: MetricCollection) -> None:
