@@ -157,7 +157,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     """Precision, recall and F1 of each class as bars; of more than 30 classes, the 30 with the lowest F1."""
     scores, classes = evaluation.per_class(), evaluation.classes
     shown = sorted(sorted(range(len(classes)), key=lambda k: scores["F1"][k])[:MOST_BARS])
-    figure = _figure(6.8, 0.42 * len(shown) + 1.3)
+    figure = _figure(6.0, 0.42 * len(shown) + 1.3)
     axes = figure.subplots()
     for number, (name, colour) in enumerate(SCORES.items()):
         places = [place + 0.26 * (number - 1) for place in range(len(shown))]
