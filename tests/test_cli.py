@@ -248,7 +248,7 @@ def test_a_slurm_allocation_of_several_tasks_changes_nothing(  # type: ignore[no
         monkeypatch.setenv(name, value)
     outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
-    assert run(EVALUATE, "ckpt=run").code == 0
+    assert run(EVALUATE, "ckpt=run", "figures=false").code == 0
 
 
 def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -509,7 +509,7 @@ def test_only_auto_substitutes_and_says_so_everywhere(
     longer = compose("data=auto", *nowhere, f"resume={tmp_path / 'auto'}", "trainer.max_epochs=3")
     assert training.train(longer, tmp_path / "auto", ("trainer.max_epochs",))["substituted"] == metrics["substituted"]
     printed = capsys.readouterr().out
-    assert "could not be had: training on the built-in shapes instead" in printed
+    assert "could not be had: taking the built-in shapes instead" in printed
     assert "These figures are on the built-in shapes, not on CIFAR-10" in printed
 
 

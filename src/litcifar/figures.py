@@ -86,7 +86,7 @@ def of_answers(evaluation: "Evaluation", images_NHWC: Tensor, model: ImageClassi
 def curves(rows: Sequence[dict[str, float]]) -> Figure:
     """Accuracy and loss of each epoch, training and validation on shared axes.
 
-    rows: those of metrics.csv; an epoch without validation lacks its columns.
+    rows: those of metrics.csv (`history.read_rows`); an epoch without validation lacks its columns.
     """
     figure = _figure(11.4, 3.4)
     labels = {"acc": ("training", "validation"), "loss": ("training, as minimised", "validation, cross-entropy")}
@@ -157,7 +157,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     """Precision, recall and F1 of each class as bars; of more than 30 classes, the 30 with the lowest F1."""
     scores, classes = evaluation.per_class(), evaluation.classes
     shown = sorted(sorted(range(len(classes)), key=lambda k: scores["F1"][k])[:MOST_BARS])
-    figure = _figure(6.8, 0.42 * len(shown) + 1.3)
+    figure = _figure(6.0, 0.42 * len(shown) + 1.3)
     axes = figure.subplots()
     for number, (name, colour) in enumerate(SCORES.items()):
         places = [place + 0.26 * (number - 1) for place in range(len(shown))]

@@ -47,7 +47,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def check_writable(folder: Path, key: str) -> None:
     """MachineError, before any work, where no file can be put into the folder, which need not exist; key: names it."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
         raise MachineError(f"'{there}' is no folder, and '{folder}' cannot be made - give another one: {key}=...")
     if not os.access(there, os.W_OK | os.X_OK):
