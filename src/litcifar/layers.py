@@ -20,3 +20,8 @@ def layer_table(model: ImageClassifier) -> Table:
             table.add_row(name, kind, "x".join(map(str, shape[1:])), f"{params:,}", f"{flops.get(name, 0):,}")
     table.add_row("total", "", "", f"{summary.total_parameters:,}", f"{summary.total_flops:,}", style="bold")
     return table
+
+
+def flops(model: ImageClassifier) -> int:
+    """Forward FLOPs for one image: twice the multiply-adds of its convolutions and linear layers."""
+    return int(ModelSummary(model, max_depth=-1).total_flops)

@@ -26,7 +26,7 @@ from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
-from litcifar.layers import layer_table
+from litcifar.layers import flops, layer_table
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
@@ -84,6 +84,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
 
     console.print(layer_table(model))
+    forward_flops = flops(model)
     if config.compile:
         _compile(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
@@ -101,6 +102,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     metrics = {
         **_figures(config, history, answers),
         "params": sum(p.numel() for p in model.parameters()),
+        "flops": forward_flops,
         "device": device,
         **{key: value for key, value in model.provenance.items() if key != "format_version"},
         "class_counts": counts,
