@@ -92,7 +92,8 @@ def _compare(cfg: DictConfig) -> float:
 
     from litcifar.comparison import compare
 
-    compare([Path(folder) for folder in config.folders], Path(config.csv) if config.csv else None)
+    csv_path = Path(config.csv) if config.csv else None
+    compare([Path(folder) for folder in config.folders], csv_path, config.data.root)
     return 0.0
 
 

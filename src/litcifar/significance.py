@@ -54,8 +54,11 @@ def t_quantile(share: float, freedom: float) -> float:
 
 def binomial_p(a: int, b: int) -> float:
     """Two-sided exact p-value of a against b heads and tails of a fair coin; 1 where there are none."""
-    fewer, tosses = min(a, b), a + b
-    return min(1.0, 2 * sum(math.comb(tosses, count) for count in range(fewer + 1)) / 2**tosses)
+    tosses, ways, ways_to_be_as_rare = a + b, 1, 0
+    for heads in range(min(a, b) + 1):
+        ways_to_be_as_rare += ways
+        ways = ways * (tosses - heads) // (heads + 1)
+    return min(1.0, 2 * ways_to_be_as_rare / 2**tosses)
 
 
 def _integral(end: float, power: float, parts: int = 200) -> float:

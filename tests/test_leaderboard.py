@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from litcifar.comparison import compare, find_runs, rank, table
+from litcifar.comparison import compare
 from litcifar.errors import CheckpointError, MachineError
+from litcifar.leaderboard import find_runs, rank, table
 
 CONFIG: dict[str, Any] = {
     "resume": None,
