@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow, too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,6 +21,7 @@ CURVES = len(COLOURS) * len(DASHES)  # as many can be told apart
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
 
 GREY = "0.35"
+SIZE = (6.6, 4.2)  # inches
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a point, for its label
 LOG_FROM = 4.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 
@@ -53,13 +54,13 @@ class Spread:
 
 
 def answer(title: str, axis: str, spreads: Sequence[Spread], numbers: Sequence[float] | None = None) -> Figure:
-    """A dot for each seed, the mean and the deviation of each value.
+    """The mean and the deviation of each value, and beside them a circle for each seed.
 
     numbers: the values, where they are numbers: these lie on the x axis, joined by a line. Else each value is a row.
     """
     if numbers is None:
         return _rows(title, axis, spreads)
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     means = [100 * spread.mean for spread in spreads]
     axes.plot(numbers, means, "-", color=COLOURS[0], lw=1.5, zorder=1)
@@ -68,7 +69,7 @@ def answer(title: str, axis: str, spreads: Sequence[Spread], numbers: Sequence[f
         axes.errorbar(
             number, 100 * spread.mean, yerr=100 * (spread.sd or 0), fmt="o", ms=8, capsize=4, color=COLOURS[0]
         )
-        axes.plot([number] * len(accs), accs, "o", ms=4.5, mfc="white", color=COLOURS[1], zorder=4)
+        _seeds(axes, [number] * len(accs), accs, right=9)
         axes.annotate(
             _mean_and_sd(spread), (number, max([*accs, 100 * (spread.mean + (spread.sd or 0))])), (0, 7),
             textcoords="offset points", ha="center", fontsize=9, color=GREY,
@@ -76,7 +77,7 @@ def answer(title: str, axis: str, spreads: Sequence[Spread], numbers: Sequence[f
     axes.set_xticks(numbers, [spread.label for spread in spreads])
     axes.set_xlabel(axis)
     axes.set_ylabel("validation accuracy, %")
-    axes.margins(x=0.14, y=0.2)
+    axes.margins(x=0.14, y=0.18)
     _finish(axes, title)
     return figure
 
@@ -89,7 +90,7 @@ def _rows(title: str, axis: str, spreads: Sequence[Spread]) -> Figure:
         mean, sd = 100 * spread.mean, 100 * (spread.sd or 0)
         accs = [100 * acc for acc in spread.accs]
         axes.errorbar(mean, place, xerr=sd, fmt="o", ms=8, capsize=4, color=COLOURS[0])
-        axes.plot(accs, [place] * len(accs), "o", ms=4.5, mfc="white", color=COLOURS[1], zorder=4)
+        _seeds(axes, accs, [place] * len(accs), down=9)
         axes.annotate(
             _mean_and_sd(spread), (1, place), (6, 0), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="center", fontsize=9, color=GREY,
@@ -103,12 +104,18 @@ def _rows(title: str, axis: str, spreads: Sequence[Spread]) -> Figure:
     return figure
 
 
+def _seeds(axes: Axes, xs: Sequence[float], ys: Sequence[float], right: float = 0, down: float = 0) -> None:
+    """A circle at each (x, y), moved by so many points so that the mean's dot covers none."""
+    moved = axes.transData + ScaledTranslation(right / 72, -down / 72, axes.get_figure().dpi_scale_trans)  # type: ignore[union-attr]
+    axes.plot(xs, ys, "o", ms=4.5, mfc="white", color=COLOURS[1], transform=moved)
+
+
 def scatter(points: Sequence[Point], x_label: str, x_text: Callable[[float], str]) -> Figure:
     """Accuracy against a cost, each point labelled where there is room; the x axis is logarithmic where that serves.
 
     x_text: a value of the x axis in words.
     """
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for place, point in enumerate(points):
         axes.errorbar(
@@ -142,7 +149,7 @@ def curves(runs_of: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
 
     runs_of: for each label the runs, as {epoch: accuracy, 0 to 1}; the first `CURVES` labels are drawn.
     """
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for place, (label, runs) in enumerate(list(runs_of.items())[:CURVES]):
         epochs = sorted(set[int]().union(*runs))

@@ -18,6 +18,7 @@ from litcifar.sweeps import Answer
 
 ANSWER = "answer.png"
 MOST_NAMES = 14  # points of a scatter plot that are named; of more the rank is written
+SAME = 1.05  # ratio up to which costs count as equal
 SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -30,7 +31,8 @@ def write_page(
     """
     environment = Environment(loader=PackageLoader("litcifar"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"percent": percent, "duration": duration, "si": si, "untested": untested}
-    names = names_of(rows)
+    labels = {value.row.rank: value.label for value in answer.values} if answer else {}
+    names = [labels[row.rank] for row in rows] if answer else names_of(rows)
     chart = answer_chart(answer) if answer else None
     text = environment.get_template("leaderboard.html").render(
         title=answer.question.question if answer else "Leaderboard",
@@ -59,7 +61,7 @@ def answer_chart(answer: Answer) -> Figure | None:
 
 
 def cost_charts(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Figure]:
-    """Accuracy against parameters, training time and FLOPs: a chart of each that at least two rows have."""
+    """Accuracy against parameters, training time and FLOPs: a chart of each cost in which rows differ."""
     costs: dict[str, tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = {
         "parameters": ("parameters", lambda row: row.params, si),
         "training time": ("training time (each device's own)", lambda row: row.train_seconds, duration),
@@ -78,7 +80,8 @@ def cost_charts(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Figure]:
             for row, name in zip(rows, names, strict=True)
             if row.val_acc is not None and cost(row) is not None
         ]
-        if len(points) > 1:
+        costs_of_points = [point.x for point in points]
+        if points and max(costs_of_points) > SAME * min(costs_of_points):
             figures[f"Accuracy against {title}"] = charts.scatter(points, label, as_text)
     return figures
 

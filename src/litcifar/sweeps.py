@@ -90,7 +90,9 @@ class Answer:
         rival = (tied or others)[0]
         shown = differences[others.index(rival)]
         assert shown is not None
-        interval = f"difference {_points(shown)}, {100 * LEVEL:.0f} % interval {_range(shown)}; n={_seeds([best, rival])}"
+        interval = (
+            f"difference {_points(shown)}, {100 * LEVEL:.0f} % interval {_range(shown)}; n={_seeds([best, rival])}"
+        )
         if not tied:
             return f"{name}: {best.label} is best, {best.text} against {rival.text} of {rival.label} ({interval})"
         if not worse:
