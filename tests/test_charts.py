@@ -2,15 +2,25 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from litcifar.charts import COLOURS, CURVES, Point, Spread, answer, curves, scatter
 from litcifar.page import si
+
+
+def x_of(line: Line2D) -> list[float]:
+    return np.asarray(line.get_xdata(), float).tolist()
+
+
+def y_of(line: Line2D) -> list[float]:
+    return np.asarray(line.get_ydata(), float).tolist()
 
 
 def annotations(axes: Axes) -> list[Annotation]:
@@ -36,15 +46,15 @@ SPREADS = [Spread("2", [0.70, 0.72, 0.74]), Spread("3", [0.60, 0.60, 0.63]), Spr
 def test_numbers_are_joined_by_a_line_through_their_means() -> None:
     (axes,) = answer("How?", "model.pool_size", SPREADS, [2, 3, 4]).axes
     line = axes.lines[0]
-    assert list(line.get_xdata()) == [2, 3, 4]
-    assert list(line.get_ydata()) == pytest.approx([72, 61, 50])
+    assert x_of(line) == [2, 3, 4]
+    assert y_of(line) == pytest.approx([72, 61, 50])
     dots = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    assert [list(of_value.get_ydata()) for of_value in dots] == [
+    assert [y_of(of_value) for of_value in dots] == [
         pytest.approx([70, 72, 74]),
         pytest.approx([60, 60, 63]),
         [50],
     ]
-    assert [list(of_value.get_xdata()) for of_value in dots] == [[2, 2, 2], [3, 3, 3], [4]]
+    assert [x_of(of_value) for of_value in dots] == [[2, 2, 2], [3, 3, 3], [4]]
     assert [text.get_text() for text in annotations(axes)] == ["72.0 ± 2.0", "61.0 ± 1.7", "50.0"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("model.pool_size", "validation accuracy, %")
     assert axes.get_title(loc="left") == "How?"
@@ -57,8 +67,8 @@ def test_words_are_rows_in_their_order_from_the_top() -> None:
     top, bottom = (axes.transData.transform((70, place))[1] for place in (0, 1))
     assert top > bottom
     dots = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    assert [list(of_value.get_xdata()) for of_value in dots] == [pytest.approx([70, 72]), pytest.approx([60, 62])]
-    assert [list(of_value.get_ydata()) for of_value in dots] == [[0, 0], [1, 1]]
+    assert [x_of(of_value) for of_value in dots] == [pytest.approx([70, 72]), pytest.approx([60, 62])]
+    assert [y_of(of_value) for of_value in dots] == [[0, 0], [1, 1]]
     assert_apart(figure, annotations(axes))
 
 
@@ -76,6 +86,19 @@ def test_labels_of_a_scatter_stay_inside_and_apart() -> None:
         assert box.x1 <= frame.x1
     for text in texts:
         assert text.xy in [(point.x, pytest.approx(100 * point.y)) for point in points]
+
+
+def test_labels_keep_off_the_bars_of_other_points() -> None:
+    points = [Point("constant", 24.7, 0.456, 2.5, 0.017), Point("step", 26.2, 0.456, 1.6, 0.017)]
+    points += [Point("cosine", 34.1, 0.453, 5.0, 0.012), Point("triangular", 29.9, 0.471, 1.0, 0.007)]
+    figure = scatter(points, "training time", str)
+    texts = annotations(figure.axes[0])
+    assert len(texts) == 4
+    for box in boxes(figure, texts):
+        for point in points:
+            for end in ((point.x - (point.x_sd or 0), point.y), (point.x + (point.x_sd or 0), point.y)):
+                x, y = figure.axes[0].transData.transform((end[0], 100 * end[1]))
+                assert not box.contains(x, y)
 
 
 def test_a_cost_of_many_sizes_is_on_a_logarithmic_axis() -> None:
@@ -97,10 +120,11 @@ def test_curves_are_means_with_a_band_of_one_deviation() -> None:
     figure = curves({"a": [{1: 0.5, 2: 0.7}, {1: 0.6, 2: 0.7}], "b": [{1: 0.4, 2: 0.5, 3: 0.55}]})
     (axes,) = figure.axes
     a, b = axes.lines
-    assert list(a.get_ydata()) == pytest.approx([55, 70])
-    assert (list(b.get_xdata()), list(b.get_ydata())) == ([1, 2, 3], pytest.approx([40, 50, 55]))
+    assert y_of(a) == pytest.approx([55, 70])
+    assert (x_of(b), y_of(b)) == ([1, 2, 3], pytest.approx([40, 50, 55]))
     (band,) = axes.collections
-    first = sorted(float(y) for x, y in band.get_paths()[0].vertices if x == 1)
+    corners = np.asarray(band.get_paths()[0].vertices)
+    first = sorted(corners[corners[:, 0] == 1, 1].tolist())
     assert (first[0], first[-1]) == (pytest.approx(55 - 7.0711, abs=1e-3), pytest.approx(55 + 7.0711, abs=1e-3))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]

@@ -97,7 +97,7 @@ def test_cost_charts_draw_each_row_with_its_deviations(tmp_path: Path) -> None:
     axes = charts["Accuracy against training time"].axes[0]
     points = [(container.lines[0].get_xdata()[0], container.lines[0].get_ydata()[0]) for container in axes.containers]  # type: ignore[attr-defined]
     assert points == [(30.5, pytest.approx(71)), (60, pytest.approx(50))]
-    _, _, (seconds, accuracy) = axes.containers[0]  # type: ignore[misc]
+    _, _, (seconds, accuracy) = axes.containers[0]
     assert [x for x, _ in seconds.get_segments()[0]] == pytest.approx([30.5 - 0.5**0.5, 30.5 + 0.5**0.5])
     assert [y for _, y in accuracy.get_segments()[0]] == pytest.approx([71 - 2**0.5, 71 + 2**0.5])
     assert charts["Accuracy against parameters"].axes[0].get_xscale() == "log"
@@ -127,7 +127,7 @@ def test_numbers_with_prefixes(number: float | None, text: str) -> None:
 def test_the_paired_test_says_in_words_whether_the_difference_is_real() -> None:
     real = Paired("test", both=7508, only_a=812, only_b=590, neither=1090)
     assert real.words().startswith(
-        "A 83.2 %, B 81.0 % of 10,000 test images; 812 only A right, 590 only B; p = 3.4e-09: the difference is real "
+        "A 83.2 %, B 81.0 % of 10,000 test images; 812 only A right, 590 only B; p = 3.3e-09: the difference is real "
     )
     chance = Paired("val", both=50, only_a=1, only_b=7, neither=42)
     assert chance.p == pytest.approx(18 / 256)

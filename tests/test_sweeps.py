@@ -156,18 +156,29 @@ def test_where_nothing_can_be_told_that_is_said(tmp_path: Path) -> None:
 
 
 def test_failed_jobs_leave_the_others_their_answer(tmp_path: Path) -> None:
-    found = answered(tmp_path, {"2": [0.72, 0.74], "3": [0.2, 0.21, 0.22], "4": [None, 0.5]})
-    assert found.words().startswith(
-        "pool_size: 2 is best, 73.0 ± 1.4 % against 21.0 ± 1.0 % of 3 (difference 52.0 points"
+    """Variances 1 / 2 and 1 / 3: (5/6)^2 / (0.25 / 1 + (1/9) / 2) = 2.273 degrees of freedom, t = 3.85."""
+    accs = {"2": [0.72, 0.73 + 0.01 * (2**0.5 - 1)], "3": [0.2, 0.21, 0.22], "4": [None, 0.5], "5": [0.9]}
+    found = answered(tmp_path, accs)
+    assert found.words() == (
+        "pool_size: 2 is best, 72.7 ± 1.0 % against 21.0 ± 1.0 % of 3 (difference 51.7 points, 95 % interval 48.2 to "
+        "55.2; n=2 to 3); without 4 and 5, of which less than two seeds finished"
     )
-    assert found.words().endswith("; n=2 to 3)")
-    assert [value.label for value in found.values] == ["2", "3", "4"]
-    one = answered(tmp_path / "one", {"2": [0.7], "3": [0.6]})
-    assert one.words() == (
-        "pool_size: one seed tells no difference from chance (2 70.0 %, 3 60.0 %); run it with seed=0,1,2"
-    )
-    alone = answered(tmp_path / "alone", {"2": [0.7], "3": [None]})
-    assert alone.words() == "pool_size: no answer yet, 1 of its values has an accuracy, 2: 70.0 %"
+    assert [value.label for value in found.values] == ["2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("accs", "found"),
+    [
+        ({"2": [0.7], "3": [0.6]}, "2 70.0 %, 3 60.0 %"),
+        ({"2": [0.7, 0.7], "3": [None]}, "2 70.0 ± 0.0 %"),
+        ({"2": [None]}, "no run has an accuracy"),
+    ],
+)
+def test_an_answer_takes_two_seeds_of_two_values(
+    tmp_path: Path, accs: dict[str, list[float | None]], found: str
+) -> None:
+    words = answered(tmp_path, accs).words()
+    assert words == f"pool_size: no answer, which takes two seeds each of two values ({found})"
 
 
 def test_values_stand_by_number_by_label_or_best_first(tmp_path: Path) -> None:

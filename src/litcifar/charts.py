@@ -201,7 +201,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # so that the layout is known
     frame = axes.get_window_extent(renderer)
-    taken = [_extent(axes, point) for point in points]
+    taken = [box for point in points for box in _extents(axes, point)]
     for point in points:
         for distance, (right, up) in product((8, 18, 32, 48), SIDES):
             text = axes.annotate(
@@ -224,11 +224,11 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             text.remove()
 
 
-def _extent(axes: Axes, point: Point) -> Bbox:
-    """The pixels of a point with its bars."""
-    sds = (point.x_sd or 0, 100 * (point.y_sd or 0))
-    (x0, y0), (x1, y1) = (
-        axes.transData.transform((max(point.x + sign * sds[0], 1e-9), 100 * point.y + sign * sds[1]))
-        for sign in (-1, 1)
-    )
-    return Bbox.from_extents(x0, y0, x1, y1).padded(8)
+def _extents(axes: Axes, point: Point) -> list[Bbox]:
+    """The pixels of a point's two bars, each with the dot."""
+    boxes = []
+    for x_sd, y_sd in ((point.x_sd or 0, 0), (0, 100 * (point.y_sd or 0))):
+        low, high = (max(point.x - x_sd, 1e-9), 100 * point.y - y_sd), (point.x + x_sd, 100 * point.y + y_sd)
+        corners = [axes.transData.transform(corner) for corner in (low, high)]
+        boxes.append(Bbox(corners).padded(7))
+    return boxes

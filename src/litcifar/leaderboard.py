@@ -222,7 +222,7 @@ def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
 
 def _differing(recipes: list[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "data")  # data has its own column
-    return [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
+    return [key for key in keys if len({json.dumps(recipe[key]) if key in recipe else "" for recipe in recipes}) > 1]
 
 
 def _short(value: object) -> str:

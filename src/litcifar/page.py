@@ -100,7 +100,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     alone = len({row.name for row in rows}) == 1
     names = []
     for row in rows:
-        differs = " ".join(part.rpartition(".")[2] for part in row.differs.split()) if row.name in several else ""
+        parts = [part.partition("=") for part in row.differs.split()] if row.name in several else []
+        differs = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts)
         name = differs if alone and differs else f"{row.name} {differs}".strip()
         names.append(f"{row.rank} {name}" if len(name) <= 32 else f"{row.rank} {name[:31]}…")
     return names

@@ -73,8 +73,9 @@ def paired(folders: Sequence[Path], root: str | None = None) -> Paired:
 
 def _right(checkpoint: dict[str, Any], config: TrainConfig, split: str, root: str | None) -> Tensor:
     """Which images of the split the network gets right, bool [N]."""
-    changed = config.data.model_copy(update={"root": root} if root and hasattr(config.data, "root") else {})
-    config = config.model_copy(update={"data": changed, "tta": "none"})
+    where = {"mirrors": [], **({"root": root} if root else {})}  # nothing is downloaded for a comparison
+    known_keys = {key: value for key, value in where.items() if hasattr(config.data, key)}
+    config = config.model_copy(update={"data": config.data.model_copy(update=known_keys), "tta": "none"})
     data = checkpoints.data_of(config)
     data.prepare_data()
     data.setup()

@@ -22,13 +22,11 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> Difference | None:
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Welch's t interval (Welch 1947), which takes neither the deviations nor the numbers of values to be equal.
 
-    None where a or b has fewer than two values: then nothing is known of the deviation.
+    Raises ValueError where a or b has fewer than two values: then nothing is known of the deviation.
     """
-    if min(len(a), len(b)) < 2:
-        return None
     mean = statistics.fmean(a) - statistics.fmean(b)
     of_a, of_b = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
     if of_a + of_b == 0:

@@ -13,7 +13,7 @@ from rich.text import Text
 from yaml import YAMLError
 
 from litcifar.leaderboard import Row, Run, duration, percent
-from litcifar.significance import LEVEL, Difference, difference
+from litcifar.significance import LEVEL, difference
 
 CONFIG = "multirun.yaml"  # Hydra's name of the configuration in a sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"
@@ -76,32 +76,14 @@ class Answer:
     def words(self) -> str:
         """What the sweep tells, in a line. The best value is compared with each other one by Welch's interval."""
         known = [value for value in self.values if value.row.val_acc is not None]
-        name, ranked = self.question.name, sorted(known, key=lambda value: value.row.val_acc or 0, reverse=True)
-        if len(ranked) < 2:
-            only = "".join(f", {value.label}: {value.text}" for value in ranked)
-            return f"{name}: no answer yet, {len(ranked)} of its values has an accuracy{only}"
-        best, *others = ranked
-        differences = [difference(best.accs, other.accs) for other in others]
-        if None in differences:
-            one = f"{best.label} {best.text}, {others[0].label} {others[0].text}"
-            return f"{name}: one seed tells no difference from chance ({one}); run it with seed=0,1,2"
-        tied = [o for o, d in zip(others, differences, strict=True) if d and not d.is_real]
-        worse = [o for o in others if o not in tied]
-        rival = (tied or others)[0]
-        shown = differences[others.index(rival)]
-        assert shown is not None
-        interval = (
-            f"difference {_points(shown)}, {100 * LEVEL:.0f} % interval {_range(shown)}; n={_seeds([best, rival])}"
-        )
-        if not tied:
-            return f"{name}: {best.label} is best, {best.text} against {rival.text} of {rival.label} ({interval})"
-        if not worse:
-            first = f"no difference can be told with {_seeds(ranked)} seeds"
-            return f"{name}: {first}, best are {best.label}, {best.text}, and {rival.label}, {rival.text} ({interval})"
-        equal = f"{_list([best, *tied])} cannot be told apart with {_seeds([best, *tied])} seeds"
-        verb = "is" if len(worse) == 1 else "are"
-        below = f"{_list(worse)} {verb} worse, {worse[0].text}" + (" at best" if len(worse) > 1 else "")
-        return f"{name}: {equal}, {best.text} and {rival.text} ({interval}); {below}"
+        ranked = sorted(known, key=lambda value: value.row.val_acc or 0, reverse=True)
+        several = [value for value in ranked if len(value.accs) > 1]
+        left_out = [value for value in self.values if value not in several]
+        if len(several) > 1:
+            rest = f"; without {_list(left_out)}, of which less than two seeds finished" if left_out else ""
+            return f"{self.question.name}: {_verdict(several)}{rest}"
+        found = ", ".join(f"{value.label} {value.text}" for value in ranked) or "no run has an accuracy"
+        return f"{self.question.name}: no answer, which takes two seeds each of two values ({found})"
 
     def table(self) -> Table:
         """The values in order: seeds, validation accuracy, parameters and training time."""
@@ -149,6 +131,31 @@ def _read(path: Path) -> Any:
         return None
 
 
+def _verdict(ranked: Sequence[Value]) -> str:
+    """Of two values or more of two seeds or more each, best first."""
+    best, *others = ranked
+    leads = {other.label: difference(best.accs, other.accs) for other in others}
+    tied = [other for other in others if not leads[other.label].is_real]
+    worse = [other for other in others if other not in tied]
+    rival = (tied or worse)[0]
+    lead = leads[rival.label]
+    interval = (
+        f"difference {100 * lead.mean:.1f} points, {100 * LEVEL:.0f} % interval {100 * lead.low:.1f} to "
+        f"{100 * lead.high:.1f}; n={_seeds([best, rival])}"
+    )
+    if not tied:
+        return f"{best.label} is best, {best.text} against {rival.text} of {rival.label} ({interval})"
+    equal = [best, *tied]
+    if not worse:
+        first = f"no difference can be told with {_seeds(equal)} seeds"
+        return f"{first}, best are {best.label}, {best.text}, and {rival.label}, {rival.text} ({interval})"
+    below = f"{_list(worse)} {'is' if len(worse) == 1 else 'are'} worse, {worse[0].text}"
+    return (
+        f"{_list(equal)} cannot be told apart with {_seeds(equal)} seeds, {best.text} and {rival.text} ({interval}); "
+        f"{below}{' at best' if len(worse) > 1 else ''}"
+    )
+
+
 def _list(values: Sequence[Value]) -> str:
     *first, last = [value.label for value in values]
     return f"{', '.join(first)} and {last}" if first else last
@@ -157,11 +164,3 @@ def _list(values: Sequence[Value]) -> str:
 def _seeds(values: Sequence[Value]) -> str:
     counts = sorted({len(value.accs) for value in values})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _points(shown: Difference) -> str:
-    return f"{100 * shown.mean:.1f} points"
-
-
-def _range(shown: Difference) -> str:
-    return f"{100 * shown.low:.1f} to {100 * shown.high:.1f}"
