@@ -121,6 +121,12 @@ def test_rows_of_one_name_show_the_keys_in_which_they_differ(tmp_path: Path) -> 
     ]
 
 
+def test_a_group_that_is_off_differs_from_one_that_is_on(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", val=0.9, config={"logger": None, "scheduler": {"_target_": "a.StepLR", "monitor": None}})
+    write_run(tmp_path / "b", val=0.8, config={"scheduler": None})
+    assert [row.differs for row in compare([tmp_path])] == ["scheduler._target_=StepLR", "scheduler=null"]
+
+
 def test_the_data_really_used_split_a_row(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0, 0.9)
     write_run(tmp_path / "b", 1, 0.8, data="shapes")

@@ -75,8 +75,8 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
         assert axis == summary.axis
         assert not summary.get("labels") or value in map(str, summary.labels)
         config = check(as_dict("train", *job), TrainConfig)
-        epochs = {"litcifar.models.ConvPool": 4, "litcifar.models.MLP": 10}[config.model.target]
-        assert (config.trainer.max_epochs, config.data.batch_size) == (epochs, 128)
+        short = {"litcifar.models.ConvPool": (4, 64), "litcifar.models.MLP": (10, 128)}
+        assert (config.trainer.max_epochs, config.data.batch_size) == short[config.model.target]
         assert config.scheduler or file.stem == "learning_rate_schedule"
         recipes.add(json.dumps(config.model_dump(), sort_keys=True))
         training._try(training._model(config, checkpoints.data_of(config)), config)
@@ -86,8 +86,8 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
 def test_what_is_given_beside_a_short_sweep_holds() -> None:
     longer = as_dict("train", "sweep=pool_size", "length=short", "trainer.max_epochs=7", "optim.lr=0.5")
     assert (longer["trainer"]["max_epochs"], longer["optim"]["lr"]) == (7, 0.5)
-    full = as_dict("train", "sweep=pool_size")
-    assert (full["trainer"]["max_epochs"], full["data"]["batch_size"], full["scheduler"]) == (20, 64, None)
+    full = as_dict("train", "sweep=kernel_size")
+    assert (full["trainer"]["max_epochs"], full["data"]["batch_size"], full["scheduler"]) == (20, 32, None)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

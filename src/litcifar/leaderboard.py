@@ -222,7 +222,13 @@ def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
 
 def _differing(recipes: list[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "data")  # data has its own column
-    return [key for key in keys if len({json.dumps(recipe[key]) if key in recipe else "" for recipe in recipes}) > 1]
+    return [key for key in keys if len({_given(recipe, key) for recipe in recipes}) > 1]
+
+
+def _given(recipe: dict[str, Any], key: str) -> str:
+    """The key's value; an absent key counts as null, but for a group of keys, which is none."""
+    is_group = key not in recipe and any(other.startswith(f"{key}.") for other in recipe)
+    return "" if is_group else json.dumps(recipe.get(key))
 
 
 def _short(value: object) -> str:
