@@ -108,6 +108,9 @@ def test_names_in_charts_are_short_and_tell_rows_apart(tmp_path: Path) -> None:
     write_run(tmp_path / "b", val=0.8, config={"optim.lr": 0.2})
     rows = rank(find_runs([tmp_path])[0])
     assert names_of(rows) == ["1 lr=0.1", "2 lr=0.2"]
+    write_run(tmp_path / "d", val=0.6, config={"optim.lr": 0.2, "optim._target_": "torch.optim.SGD"})
+    assert names_of(rank(find_runs([tmp_path])[0]))[2] == "3 SGD lr=0.2"
+    (tmp_path / "d" / "metrics.json").unlink()
     write_run(tmp_path / "c", val=0.7, name="a_very_long_name_of_a_network_of_mine")
     rows = rank(find_runs([tmp_path])[0])
     assert names_of(rows) == ["1 mlp lr=0.1", "2 mlp lr=0.2", "3 a_very_long_name_of_a_network_o…"]

@@ -157,7 +157,12 @@ def test_where_nothing_can_be_told_that_is_said(tmp_path: Path) -> None:
 
 def test_failed_jobs_leave_the_others_their_answer(tmp_path: Path) -> None:
     """Variances 1 / 2 and 1 / 3: (5/6)^2 / (0.25 / 1 + (1/9) / 2) = 2.273 degrees of freedom, t = 3.85."""
-    accs = {"2": [0.72, 0.73 + 0.01 * (2**0.5 - 1)], "3": [0.2, 0.21, 0.22], "4": [None, 0.5], "5": [0.9]}
+    accs: dict[str, list[float | None]] = {
+        "2": [0.72, 0.73 + 0.01 * (2**0.5 - 1)],
+        "3": [0.2, 0.21, 0.22],
+        "4": [None, 0.5],
+        "5": [0.9],
+    }
     found = answered(tmp_path, accs)
     assert found.words() == (
         "pool_size: 2 is best, 72.7 ± 1.0 % against 21.0 ± 1.0 % of 3 (difference 51.7 points, 95 % interval 48.2 to "

@@ -101,7 +101,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     names = []
     for row in rows:
         parts = [part.partition("=") for part in row.differs.split()] if row.name in several else []
-        differs = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts)
+        short = [value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}" for key, _, value in parts]
+        differs = " ".join(short)
         name = differs if alone and differs else f"{row.name} {differs}".strip()
         names.append(f"{row.rank} {name}" if len(name) <= 32 else f"{row.rank} {name[:31]}…")
     return names
