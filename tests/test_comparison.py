@@ -82,7 +82,10 @@ def test_older_runs_have_no_flops_and_no_history(tmp_path: Path) -> None:
     rows = rank(find_runs([tmp_path])[0])
     assert [row.flops for row in rows] == [None, None]
     assert list(cost_charts(rows, names_of(rows))) == ["Accuracy against parameters"]  # both took 30 s
-    assert curves_of(rows, ["a", "b"]) == {"a": [], "b": []}
+    assert curves_of(rows, ["a", "b"]) == {}
+    write_history(tmp_path / "b", [0.5, 0.6])
+    assert curves_of(rows, ["a", "b"]) == {"b": [{1: 0.5, 2: 0.6}]}
+    (tmp_path / "b" / "metrics.csv").unlink()
     compare([tmp_path])
     assert len(Page(tmp_path / "leaderboard.html").images) == 1
 

@@ -33,7 +33,7 @@ def write_page(
     environment.filters |= {"percent": percent, "duration": duration, "si": si, "untested": untested}
     labels = {value.row.rank: value.label for value in answer.values} if answer else {}
     names = [labels[row.rank] for row in rows] if answer else names_of(rows)
-    chart = answer_chart(answer) if answer else None
+    chart, curves = answer_chart(answer) if answer else None, curves_of(rows, names)
     text = environment.get_template("leaderboard.html").render(
         title=answer.question.question if answer else "Leaderboard",
         answer=answer,
@@ -43,7 +43,7 @@ def write_page(
         names=names,
         notes=notes,
         charts={title: embedded(figure) for title, figure in cost_charts(rows, names).items()},
-        curves=embedded(charts.curves(curves_of(rows, names))) if any(curves_of(rows, names).values()) else None,
+        curves=embedded(charts.curves(curves)) if curves else None,
         most_curves=charts.CURVES,
         link=lambda folder: quote(Path(os.path.relpath(folder, path.parent)).as_posix()),
         has_tta=any(row.val_tta_acc is not None for row in rows),
@@ -89,7 +89,8 @@ def cost_charts(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Figure]:
 def curves_of(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[dict[int, float]]]:
     """Validation accuracy by epoch of the best rows' runs, from their metrics.csv; runs that lack it are left out."""
     best = zip(names[: charts.CURVES], rows[: charts.CURVES], strict=True)
-    return {name: [curve for run in row.runs if (curve := _curve(run))] for name, row in best}
+    curves = {name: [curve for run in row.runs if (curve := _curve(run))] for name, row in best}
+    return {name: of_row for name, of_row in curves.items() if of_row}
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:
