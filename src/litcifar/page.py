@@ -18,6 +18,7 @@ from litcifar.sweeps import Answer
 
 ANSWER = "answer.png"
 MOST_NAMES = 14  # points of a scatter plot that are named; of more the rank is written
+LONGEST_NAME = 32  # letters
 SAME = 1.05  # ratio up to which costs count as equal
 SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -105,7 +106,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
         short = [value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}" for key, _, value in parts]
         differs = " ".join(short)
         name = differs if alone and differs else f"{row.name} {differs}".strip()
-        names.append(f"{row.rank} {name}" if len(name) <= 32 else f"{row.rank} {name[:31]}…")
+        name = name if len(name) <= LONGEST_NAME else row.name  # the rank leads to the rest, in the table
+        names.append(f"{row.rank} {name if len(name) <= LONGEST_NAME else f'{name[: LONGEST_NAME - 1]}…'}")
     return names
 
 
