@@ -84,6 +84,7 @@ def compare_job(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
+    _check_sweep(hydra_config, asked)
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
     config = check(_container(cfg), TrainConfig)
@@ -121,12 +122,28 @@ def _compare(cfg: DictConfig) -> float:
 
     from litcifar.comparison import compare
 
-    compare([Path(folder) for folder in config.folders], Path(config.csv) if config.csv else None)
+    csv_path = Path(config.csv) if config.csv else None
+    compare([Path(folder) for folder in config.folders], csv_path, config.data.root)
     return 0.0
 
 
+def _check_sweep(settings: Any, asked: list[str]) -> None:
+    """Refuses a job that says `sweep=...` without the values that the question asks about."""
+    question = settings.runtime.choices.get("sweep")
+    if question and settings.mode != RunMode.MULTIRUN:
+        raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
+    if question and not set(settings.sweeper.params) <= set(asked):
+        raise ConfigError("a sweep answers one question - give each a command of its own")
+
+
 class SweepSummary(Callback):
-    """After a sweep: the leaderboard of its jobs, and each failure with its folder."""
+    """After a sweep: the answer to its question or the leaderboard of its jobs, and each failure with its folder.
+
+    question, axis, labels: see `sweeps.Question`, which reads them from the sweep's multirun.yaml.
+    """
+
+    def __init__(self, question: str | None = None, axis: str | None = None, labels: Any = None) -> None:
+        pass
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # a quarter of a megabyte of each job, which Hydra would keep

@@ -1,288 +1,70 @@
-"""The leaderboard of finished runs: seeds of one config become one row, the best mean val/acc comes first."""
+"""The leaderboard of finished runs, or a sweep's answer: on the screen, as CSV and as one HTML page."""
 
-import csv
-import dataclasses
-import json
-import math
-import os
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from litcifar.config import flat
-from litcifar.errors import CheckpointError, MachineError
-from litcifar.run_folder import LAST, METRICS
-
-# Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was
-# interrupted, what else is measured or shown, where the files came from (`data` and `fingerprint` tell what was read).
-FREE = (
-    "seed",
-    "resume",
-    "test",
-    "tta",
-    "logger",
-    "trainer.enable_progress_bar",
-    "trainer.profiler",
-    "data.root",
-    "data.mirrors",
-    "data.download_seconds",
-    "data.fallback",
-    "data.num_workers",
-)
+from litcifar import sweeps
+from litcifar.errors import CheckpointError, UserError
+from litcifar.leaderboard import Row, count, find_runs, rank, table, write_csv
+from litcifar.page import ANSWER, answer_chart, write_page
+from litcifar.run_folder import METRICS
 
 
-class Run(BaseModel):
-    """What the leaderboard takes from a metrics.json; accuracies are fractions, NaN or None where there are none."""
+def compare(folders: Sequence[Path], csv_path: Path | None = None, data_root: str | None = None) -> list[Row]:
+    """Prints the leaderboard of all runs below `folders`; of one sweep's folder that has a question, its answer.
 
-    name: str
-    seed: int
-    data: str
-    val_acc: float | None = Field(alias="val/acc")
-    test_acc: float | None = Field(alias="test/acc")
-    tta: str = "none"  # this and the next two are not in the files of earlier versions
-    val_tta_acc: float | None = Field(alias="val/tta_acc", default=None)
-    test_tta_acc: float | None = Field(alias="test/tta_acc", default=None)
-    params: int
-    train_seconds: float
-    device: str
-    config: dict[str, Any]
-    fingerprint: str = ""
-    folder: Path = Path()
+    Two runs' own folders are also compared image by image (`pairing.paired`); data_root: where these images are.
+    The leaderboard is written to `csv_path` (default: leaderboard.csv in the first folder) and, beside it, as an HTML
+    page, an answer's chart too.
 
-    def recipe(self) -> dict[str, Any]:
-        """Return what tells a row from another: the data read and the config without FREE, by dotted key."""
-        keys = {"fingerprint": self.fingerprint[:8], **flat(self.config)}
-        free = tuple(f"{key}." for key in FREE)
-        return {
-            "name": self.name,
-            "data": self.data,
-            **{key: value for key, value in keys.items() if not f"{key}.".startswith(free)},
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Runs that differ in their seed alone. Means over seeds, sample standard deviations; None where there is none."""
-
-    rank: int
-    name: str
-    differs: str  # the keys in which rows of this name differ, as `key=value key=value`
-    data: str
-    seeds: tuple[int, ...]
-    val_acc: float | None
-    val_acc_sd: float | None
-    test_acc: float | None  # over the `test_runs` runs that were tested
-    test_acc_sd: float | None
-    test_runs: int
-    tta: str | None  # None, and no accuracy with it, where the runs had different ones
-    val_tta_acc: float | None
-    val_tta_acc_sd: float | None
-    test_tta_acc: float | None
-    test_tta_acc_sd: float | None
-    params: int
-    train_seconds: float
-    device: str
-    best_run: Path
-
-
-def compare(folders: Sequence[Path], csv_path: Path | None = None) -> list[Row]:
-    """Print the leaderboard of all runs below `folders` and write it to `csv_path` (default: into the first folder).
-
-    Raises CheckpointError if a folder or any finished run is missing, MachineError if the CSV cannot be written.
+    Raises CheckpointError if a folder or any finished run is missing, MachineError if a file cannot be written.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     if not (console.is_terminal or console.is_jupyter):
         console.width = 10_000  # a pipe or a file has no width: nothing is wrapped
     runs, notes = find_runs(folders)
     rows = rank(runs)
+    question = sweeps.question_of(folders[0]) if len(folders) == 1 else None
+    answer = sweeps.answer(question, rows) if question and rows else None
     if rows:
-        console.print(table(rows, console.width))
+        console.print(answer.table() if answer else table(rows, console.width))
     repeats = len(runs) - sum(len(row.seeds) for row in rows)
     if repeats:
-        notes.append(f"{_count(repeats)} left out: a later one repeats config and seed")
+        notes.append(f"{count(repeats)} left out: a later one repeats config and seed")
+    if question and rows and not answer:
+        notes.append(f"{question.name} is not answered: the runs differ in more than {question.axis} and seed")
     for note in notes:
         console.print(note, soft_wrap=True)
     if not rows:
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise CheckpointError(f"no finished run below {below} - train one with litcifar-train experiment=quickstart")
+    words = _paired_words(folders, data_root) if _are_two_runs(folders) else None
     csv_path = csv_path or folders[0] / "leaderboard.csv"
     write_csv(rows, csv_path)
-    console.print(f"written to {csv_path}", soft_wrap=True)
+    written = [csv_path, csv_path.with_suffix(".html")]
+    chart = answer_chart(answer) if answer else None
+    if chart:
+        written.append(csv_path.with_name(ANSWER))
+        chart.savefig(written[-1])
+    words = answer.words() if answer else words
+    write_page(written[1], rows, notes, answer, words)
+    console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
+    if words:
+        console.print(words, soft_wrap=True)
     return rows
 
 
-def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return the finished runs at any depth, the older first, and a line on each that is damaged or unfinished."""
-    runs: dict[Path, Run] = {}
-    damaged: dict[Path, str] = {}
-    unfinished: set[Path] = set()
-    for top in folders:
-        if not top.is_dir():
-            raise CheckpointError(f"'{top}' is not a folder - give one that holds runs, such as outputs")
-        for name, subfolders, files in os.walk(top):
-            folder = Path(name)
-            if METRICS in files:
-                try:
-                    run = Run.model_validate_json((folder / METRICS).read_bytes())
-                    runs.setdefault(folder.resolve(), run.model_copy(update={"folder": folder}))
-                except (OSError, ValidationError) as error:
-                    damaged[folder.resolve()] = f"{folder / 'metrics.json'} is left out: {_reason(error)}"
-            elif ".hydra" in subfolders or LAST in files:
-                unfinished.add(folder.resolve())
-    notes = list(damaged.values())
-    if unfinished:
-        notes.append(f"{_count(len(unfinished))} not listed: unfinished, without metrics.json")
-    return sorted(runs.values(), key=lambda run: (run.folder / METRICS).stat().st_mtime), notes
+def _are_two_runs(folders: Sequence[Path]) -> bool:
+    return len(folders) == 2 and all((folder / METRICS).is_file() for folder in folders)
 
 
-def rank(runs: Iterable[Run]) -> list[Row]:
-    """Return the rows, best first. Of runs that repeat recipe and seed, which add no evidence, the last one counts."""
-    groups: dict[str, dict[int, Run]] = {}
-    namesakes: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        recipe = run.recipe()
-        group = groups.setdefault(json.dumps(recipe, sort_keys=True), {})
-        if not group:
-            namesakes.setdefault(run.name, []).append(recipe)
-        group[run.seed] = run
-    differing = {name: _differing(recipes) for name, recipes in namesakes.items()}
-    rows = [_row(list(group.values()), differing) for group in groups.values()]
-    rows.sort(key=lambda row: _or_last(row.val_acc), reverse=True)
-    return [dataclasses.replace(row, rank=place) for place, row in enumerate(rows, 1)]
+def _paired_words(folders: Sequence[Path], data_root: str | None) -> str:
+    from litcifar.pairing import paired  # torch, which the leaderboard does without
 
-
-def table(rows: Sequence[Row], width: int) -> Table:
-    """Return the rows as a table for so many columns of text; what has no room, or no content, is left to the CSV."""
-    cells = {
-        "#": [str(row.rank) for row in rows],
-        "name": [row.name for row in rows],
-        "differs in": [row.differs.replace(" ", "\n") for row in rows],
-        "data": [row.data for row in rows],
-        "n": [str(len(row.seeds)) for row in rows],
-        "val acc %": [_percent(row.val_acc, row.val_acc_sd) for row in rows],
-        "test acc %": [_percent(row.test_acc, row.test_acc_sd) + _untested(row) for row in rows],
-        "val tta %": [_percent(row.val_tta_acc, row.val_tta_acc_sd) for row in rows],
-        "test tta %": [_percent(row.test_tta_acc, row.test_tta_acc_sd) for row in rows],
-        "params": [f"{row.params:,}" for row in rows],
-        "time": [_duration(row.train_seconds) for row in rows],
-        "device": [row.device for row in rows],
-    }
-    least_widths = {"differs in": 0, "val tta %": 120, "test tta %": 120, "params": 90, "device": 90}
-    for title, least_width in least_widths.items():
-        if width < least_width or set(cells[title]) <= {"", "-"}:
-            del cells[title]
-    widths = {
-        title: max(len(line) for cell in [title, *column] for line in cell.split("\n"))
-        for title, column in cells.items()
-    }
-    for title in ("device", "differs in", "name"):  # fold in this order, which rich would not, and never a number
-        if title in widths:
-            excess = max(0, sum(widths.values()) + len(widths) - 1 - width)
-            widths[title] = max(min(widths[title], 10), widths[title] - excess)
-    result = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    for title in cells:
-        is_text = title in ("name", "differs in", "data", "device")
-        result.add_column(title, justify="left" if is_text else "right", overflow="fold", width=widths[title])
-    for row in zip(*cells.values(), strict=True):
-        result.add_row(*map(Text, row))  # Text: a name is not markup
-    return result
-
-
-def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """Write the fields of the rows, unrounded; `seeds` are joined by spaces and None is left empty."""
+    names = ", ".join(f"{letter} = {folder}" for letter, folder in zip("AB", folders, strict=True))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
-            writer.writeheader()
-            writer.writerows({**dataclasses.asdict(row), "seeds": " ".join(map(str, row.seeds))} for row in rows)
-    except OSError as error:
-        raise MachineError(f"cannot write '{path}': {error.strerror} - give another file with csv=") from error
-
-
-def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
-    recipe = runs[0].recipe()
-    val_acc, val_acc_sd = _mean_and_sd([run.val_acc for run in runs])
-    tested = [run for run in runs if run.test_acc is not None]
-    test_acc, test_acc_sd = _mean_and_sd([run.test_acc for run in tested])
-    same_tta = runs if len({run.tta for run in runs}) == 1 else []
-    val_tta_acc, val_tta_acc_sd = _mean_and_sd([run.val_tta_acc for run in same_tta])
-    test_tta_acc, test_tta_acc_sd = _mean_and_sd([run.test_tta_acc for run in same_tta])
-    return Row(
-        rank=0,
-        name=runs[0].name,
-        differs=" ".join(f"{key}={_short(recipe[key])}" for key in differing[runs[0].name] if key in recipe),
-        data=runs[0].data,
-        seeds=tuple(sorted(run.seed for run in runs)),
-        val_acc=val_acc,
-        val_acc_sd=val_acc_sd,
-        test_acc=test_acc,
-        test_acc_sd=test_acc_sd,
-        test_runs=len(tested),
-        tta=runs[0].tta if same_tta else None,
-        val_tta_acc=val_tta_acc,
-        val_tta_acc_sd=val_tta_acc_sd,
-        test_tta_acc=test_tta_acc,
-        test_tta_acc_sd=test_tta_acc_sd,
-        params=runs[0].params,
-        train_seconds=statistics.fmean(run.train_seconds for run in runs),
-        device=", ".join(sorted({run.device for run in runs})),
-        best_run=max(runs, key=lambda run: _or_last(run.val_acc)).folder,
-    )
-
-
-def _differing(recipes: list[dict[str, Any]]) -> list[str]:
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "data")  # data has its own column
-    return [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
-
-
-def _short(value: object) -> str:
-    """Return a value as it is given on the command line; of a `_target_` its last name."""
-    if isinstance(value, str):
-        return value.rpartition(".")[2] if "." in value and value.replace(".", "").isidentifier() else value
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _or_last(accuracy: float | None) -> float:
-    return -math.inf if accuracy is None or math.isnan(accuracy) else accuracy
-
-
-def _mean_and_sd(values: list[float | None]) -> tuple[float | None, float | None]:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known or len(known) < len(values):
-        return None, None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
-def _untested(row: Row) -> str:
-    return f" (n={row.test_runs})" if 0 < row.test_runs < len(row.seeds) else ""
-
-
-def _percent(mean: float | None, sd: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.2%}"[:-1] + ("" if sd is None else f" ± {100 * sd:.2f}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _count(runs: int) -> str:
-    return "1 run is" if runs == 1 else f"{runs} runs are"
-
-
-def _reason(error: OSError | ValidationError) -> str:
-    if isinstance(error, OSError):
-        return str(error.strerror)
-    first = error.errors(include_url=False)[0]
-    return ": ".join([*map(str, first["loc"]), first["msg"].lower()])
+        return f"{names}: {paired(folders, data_root).words()}"
+    except UserError as error:
+        return f"no paired test: {error}"

@@ -249,8 +249,12 @@ class LookConfig(Node):
 class CompareConfig(Node):
     """The whole of `conf/compare.yaml`."""
 
+    class Data(Node):
+        root: Folder | None
+
     folders: Annotated[list[Text], Field(min_length=1)]
     csv: Text | None
+    data: Data
 
 
 Config = TypeVar("Config", bound=Node)

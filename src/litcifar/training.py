@@ -115,6 +115,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     metrics = {
         **_figures(config, history, answers),
         "params": sum(p.numel() for p in model.parameters()),
+        "flops": rows_of_layers[-1].flops,
         "device": device,
         **{key: value for key, value in model.provenance.items() if key != "format_version"},
         "class_counts": counts,
