@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from litcifar import figures
+from litcifar import figures, style
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.evaluation import Evaluation
 from litcifar.models import MLP, ConvPool, ImageClassifier
@@ -65,8 +65,8 @@ def every_figure(count: int, model: ImageClassifier) -> dict[str, Figure]:
 
 def texts(figure: Figure) -> list[tuple[Text, Bbox]]:
     """The texts that are seen, each with its place in pixels."""
-    figure.set_dpi(figures.DPI)
-    with mpl.rc_context(figures.STYLE):
+    figure.set_dpi(style.DPI)
+    with mpl.rc_context(style.STYLE):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
@@ -97,7 +97,7 @@ def corners(text: Text, box: Bbox) -> np.ndarray:
     if angle % 90 == 0:
         return box.corners()
     # A text of w x h turned by 45 degrees fills a box of (w + h) / sqrt(2); h is that of its letters.
-    height = 1.4 * float(text.get_fontsize()) * figures.DPI / 72
+    height = 1.4 * float(text.get_fontsize()) * style.DPI / 72
     x0, y0, x1, y1 = box.extents
     step = height / np.sqrt(2)
     return np.array([(x0, y0 + step), (x0 + step, y0), (x1, y1 - step), (x1 - step, y1)])
@@ -131,7 +131,7 @@ def test_no_text_overlaps_another_or_leaves_its_picture(count: int) -> None:
     for name, figure in every_figure(count, model).items():
         seen = [(text.get_text(), corners(text, box)) for text, box in texts(figure)]
         assert seen, name
-        width, height = figure.get_size_inches() * figures.DPI
+        width, height = figure.get_size_inches() * style.DPI
         for text, shape in seen:
             assert shape.min() >= -1, (name, text)
             assert shape[:, 0].max() <= width + 1, (name, text)
@@ -154,9 +154,9 @@ def test_the_check_of_overlaps_sees_one() -> None:
 @pytest.mark.parametrize("count", [2, 3, 10, 40])
 def test_every_figure_is_a_picture_of_a_size_for_a_page(count: int) -> None:
     for name, figure in every_figure(count, MLP(hidden=[5], image_size=8, classes=NAMES[count])).items():
-        content = figures.png(figure)
+        content = style.png(figure)
         assert content.startswith(b"\x89PNG"), name
-        assert size(content) == pytest.approx(figure.get_size_inches() * figures.DPI, abs=1), name
+        assert size(content) == pytest.approx(figure.get_size_inches() * style.DPI, abs=1), name
         width, height = figure.get_size_inches()
         assert 2 <= width <= 20, name
         assert 0.8 <= height <= 15, name
@@ -164,7 +164,7 @@ def test_every_figure_is_a_picture_of_a_size_for_a_page(count: int) -> None:
 
 def test_a_users_own_style_stays_as_it_was() -> None:
     before = dict(mpl.rcParams)
-    figures.png(figures.curves(ROWS))
+    style.png(figures.curves(ROWS))
     assert dict(mpl.rcParams) == before
 
 
@@ -183,7 +183,7 @@ def test_curves_draw_training_and_validation_on_shared_axes() -> None:
 @pytest.mark.parametrize("rows", [[], ROWS[:1]])
 def test_few_rows_can_be_drawn(rows: list[dict[str, float]]) -> None:
     for figure in (figures.curves(rows), figures.learning_rate(rows)):
-        assert figures.png(figure)
+        assert style.png(figure)
         (line, *_) = figure.axes[0].get_lines()
         assert len(np.asarray(line.get_xydata())) == len(rows)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from litcifar import figures, training
+from litcifar import figures, style, training
 from litcifar.config import TrainConfig, check, compose
 from litcifar.evaluation import Evaluation
 from litcifar.layers import layers
@@ -222,4 +222,4 @@ def test_the_table_of_classes_by_hand(answers: Evaluation) -> None:
 
 
 def test_the_size_of_a_picture_is_read_from_its_file() -> None:
-    assert size(figures.png(figures.learning_rate([]))) == (1710, 345)
+    assert size(style.png(figures.learning_rate([]))) == (1710, 345)

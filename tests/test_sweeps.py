@@ -19,10 +19,9 @@ from rich.console import Console
 
 from litcifar import checkpoints, cli, sweeps, training
 from litcifar.comparison import compare
-from litcifar.config import TrainConfig, check, conf_dir
+from litcifar.config import TrainConfig, check, compose, conf_dir
 from litcifar.leaderboard import find_runs, rank
 from litcifar.sweeps import Answer, Question, answer, question_of
-from tests.conftest import as_dict
 from tests.test_leaderboard import write_run
 
 FILES = sorted((conf_dir() / "sweep").glob("*.yaml"))
@@ -74,7 +73,7 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
         axis, _, value = job[0].partition("=")
         assert axis == summary.axis
         assert not summary.get("labels") or value in map(str, summary.labels)
-        config = check(as_dict("train", *job), TrainConfig)
+        config = check(compose("train", *job), TrainConfig)
         short = {"litcifar.models.ConvPool": (4, 64), "litcifar.models.MLP": (10, 128)}
         assert (config.trainer.max_epochs, config.data.batch_size) == short[config.model.target]
         assert config.scheduler or file.stem == "learning_rate_schedule"
@@ -84,9 +83,9 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
 
 
 def test_what_is_given_beside_a_short_sweep_holds() -> None:
-    longer = as_dict("train", "sweep=pool_size", "length=short", "trainer.max_epochs=7", "optim.lr=0.5")
+    longer = compose("train", "sweep=pool_size", "length=short", "trainer.max_epochs=7", "optim.lr=0.5")
     assert (longer["trainer"]["max_epochs"], longer["optim"]["lr"]) == (7, 0.5)
-    full = as_dict("train", "sweep=kernel_size")
+    full = compose("train", "sweep=kernel_size")
     assert (full["trainer"]["max_epochs"], full["data"]["batch_size"], full["scheduler"]) == (20, 32, None)
 
 

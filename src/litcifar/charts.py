@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,13 +13,12 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 
+from litcifar.style import BLUE, GREEN, GREY, RED, styled
+
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow, too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--")
 CURVES = len(COLOURS) * len(DASHES)  # as many can be told apart
-mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
-
-GREY = "0.35"
 SIZE = (6.6, 4.2)  # inches
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a point, for its label
 LOG_FROM = 4.0  # ratio of the largest to the smallest value from which an axis is logarithmic
@@ -53,6 +51,7 @@ class Spread:
         return statistics.stdev(self.accs) if len(self.accs) > 1 else None
 
 
+@styled
 def answer(title: str, axis: str, spreads: Sequence[Spread], numbers: Sequence[float] | None = None) -> Figure:
     """The mean and the deviation of each value, and beside them a circle for each seed.
 
@@ -72,7 +71,7 @@ def answer(title: str, axis: str, spreads: Sequence[Spread], numbers: Sequence[f
         _seeds(axes, [number] * len(accs), accs, right=9)
         axes.annotate(
             _mean_and_sd(spread), (number, max([*accs, 100 * (spread.mean + (spread.sd or 0))])), (0, 7),
-            textcoords="offset points", ha="center", fontsize=9, color=GREY,
+            textcoords="offset points", ha="center", color=GREY,
         )  # fmt: skip
     axes.set_xticks(numbers, [spread.label for spread in spreads])
     axes.set_xlabel(axis)
@@ -93,7 +92,7 @@ def _rows(title: str, axis: str, spreads: Sequence[Spread]) -> Figure:
         _seeds(axes, accs, [place] * len(accs), down=9)
         axes.annotate(
             _mean_and_sd(spread), (1, place), (6, 0), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="center", fontsize=9, color=GREY,
+            textcoords="offset points", va="center", color=GREY,
         )  # fmt: skip
     axes.set_yticks(range(len(spreads)), [spread.label for spread in spreads])
     axes.set_ylim(len(spreads) - 0.5, -0.5)
@@ -110,6 +109,7 @@ def _seeds(axes: Axes, xs: Sequence[float], ys: Sequence[float], right: float = 
     axes.plot(xs, ys, "o", ms=4.5, mfc="white", color=COLOURS[1], transform=moved)
 
 
+@styled
 def scatter(points: Sequence[Point], x_label: str, x_text: Callable[[float], str]) -> Figure:
     """Accuracy against a cost, each point labelled where there is room; the x axis is logarithmic where that serves.
 
@@ -144,6 +144,7 @@ def scatter(points: Sequence[Point], x_label: str, x_text: Callable[[float], str
     return figure
 
 
+@styled
 def curves(runs_of: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
     """Validation accuracy of each epoch: the mean over seeds, and a band of one deviation where there are several.
 
@@ -165,15 +166,13 @@ def curves(runs_of: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
     axes.set_ylabel("validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.legend(loc="outside right center")
     return figure
 
 
 def _finish(axes: Axes, title: str = "") -> None:
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title, fontsize=11, loc="left")
+    axes.grid()
+    axes.set_title(title)
 
 
 def _mean_and_sd(spread: Spread) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from litcifar import sweeps
+from litcifar import run_folder, style, sweeps
 from litcifar.errors import CheckpointError, UserError
 from litcifar.leaderboard import Row, count, find_runs, rank, table, write_csv
 from litcifar.page import ANSWER, answer_chart, write_page
@@ -47,7 +47,7 @@ def compare(folders: Sequence[Path], csv_path: Path | None = None, data_root: st
     chart = answer_chart(answer) if answer else None
     if chart:
         written.append(csv_path.with_name(ANSWER))
-        chart.savefig(written[-1])
+        run_folder.write(written[-1], style.png(chart))
     words = answer.words() if answer else words
     write_page(written[1], rows, notes, answer, words)
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)

@@ -1,13 +1,11 @@
-"""Pictures of data, networks and their answers: each function returns a matplotlib figure, `png` its bytes."""
+"""Pictures of data, networks and their answers: each function returns a matplotlib figure."""
 
 import functools
-import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -19,56 +17,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from litcifar.models import ImageClassifier
+from litcifar.style import BLUE, GREEN, GREY, RED, styled
 
 if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation
 
-BLUE, RED, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6B76"  # Okabe and Ito's, which all can tell apart; a grey
 TRAIN, VAL = BLUE, RED
 SCORES = {"precision": BLUE, "recall": RED, "F1": GREEN}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # which comes with matplotlib: the same pictures everywhere
-    "font.size": 9,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.axisbelow": True,
-    "grid.color": "#DFE3E7",
-    "legend.frameon": False,
-    "text.parse_math": False,  # a class may be called $a$
-}
-DPI = 150
 MOST_NUMBERS = 20  # classes of a confusion matrix whose cells have room for numbers
 MOST_BARS = 30  # classes with room for bars
 LETTER = 0.63  # the width of a usual letter, in units of the font's size
 BOLD = 1.15  # a bold letter's width, that of a usual one being 1
 BINS = 15  # of confidence: torchmetrics' own number
-
-Options = ParamSpec("Options")
-
-
-def _styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
-    """Draws in this module's style, and leaves the user's as it was."""
-
-    @functools.wraps(draw)
-    def styled(*args: Options.args, **kwargs: Options.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-def png(figure: Figure) -> bytes:
-    """The picture as a PNG file."""
-    content = io.BytesIO()
-    with warnings.catch_warnings(), mpl.rc_context(STYLE):  # ticks are made when they are first drawn
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class's name: a box is drawn
-        figure.savefig(content, format="png", dpi=DPI, pil_kwargs={"compress_level": 4})  # 6 takes twice as long
-    return content.getvalue()
 
 
 def of_answers(evaluation: "Evaluation", images_NHWC: Tensor, model: ImageClassifier) -> dict[str, Figure]:
@@ -82,7 +42,7 @@ def of_answers(evaluation: "Evaluation", images_NHWC: Tensor, model: ImageClassi
     }
 
 
-@_styled
+@styled
 def curves(rows: Sequence[dict[str, float]]) -> Figure:
     """Accuracy and loss of each epoch, training and validation on shared axes.
 
@@ -103,7 +63,7 @@ def curves(rows: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def learning_rate(rows: Sequence[dict[str, float]]) -> Figure:
     """The learning rate at the end of each epoch; on a logarithmic axis where it falls to a twentieth or less."""
     known = [row for row in rows if "lr" in row]
@@ -123,7 +83,7 @@ def learning_rate(rows: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def confusion_matrix(evaluation: "Evaluation") -> Figure:
     """Counts, and beside them the shares of each true class in %, which also shade both; numbers up to 20 classes."""
     counts = evaluation.confusion()
@@ -152,7 +112,7 @@ def confusion_matrix(evaluation: "Evaluation") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def per_class(evaluation: "Evaluation") -> Figure:
     """Precision, recall and F1 of each class as bars; of more than 30 classes, the 30 with the lowest F1."""
     scores, classes = evaluation.per_class(), evaluation.classes
@@ -173,7 +133,7 @@ def per_class(evaluation: "Evaluation") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def reliability(evaluation: "Evaluation") -> Figure:
     """How often the network is right when it is so confident: the accuracy in each fifteenth of confidence.
 
@@ -213,7 +173,7 @@ def reliability(evaluation: "Evaluation") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 30) -> Figure:
     """The wrong answers that the network was surest of: what it said with which probability, and the true class.
 
@@ -234,7 +194,7 @@ def mistakes(evaluation: "Evaluation", images_NHWC: Tensor, count: int = 30) -> 
     return image_grid(images_NHWC[shown], labels, title=title)
 
 
-@_styled
+@styled
 def image_grid(
     images: Tensor | Sequence[np.ndarray],
     labels: Sequence[str] = (),

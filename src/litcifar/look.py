@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from litcifar import figures, run_folder
+from litcifar import figures, run_folder, style
 from litcifar.config import LookConfig
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -44,7 +44,7 @@ def look(config: LookConfig) -> dict[str, dict[str, int]]:
     pictures = {"images": of_each_class(data, config.columns), "augmented": augmented(data, config.columns)}
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
-        run_folder.write(path, figures.png(figure))
+        run_folder.write(path, style.png(figure))
         console.print(f"{name:11} {short(path)}", soft_wrap=True)
     return counts
 

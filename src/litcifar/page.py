@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from litcifar import charts, run_folder
+from litcifar import charts, run_folder, style
 from litcifar.leaderboard import Row, Run, duration, percent, untested
 from litcifar.run_folder import HISTORY
 from litcifar.sweeps import Answer
@@ -121,9 +120,7 @@ def si(number: float | None) -> str:
 
 def embedded(figure: Figure) -> str:
     """The figure as a data URI of a PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(style.png(figure)).decode()}"
 
 
 def _curve(run: Run) -> dict[int, float]:

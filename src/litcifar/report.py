@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from litcifar import figures, run_folder
+from litcifar import run_folder, style
 from litcifar.layers import Layer
 from litcifar.run_folder import FIGURES, REPORT
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-CSS_PIXELS = 96 / figures.DPI  # of a screen, for one of a picture: letters of the same size in all of them
+CSS_PIXELS = 96 / style.DPI  # of a screen, for one of a picture: letters of the same size in all of them
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Report:
 
     def write(self, folder: Path, drawn: Mapping[str, Figure]) -> dict[str, bytes]:
         """Writes report.html and figures/<name>.png into a folder; returns the PNG files by name. MachineError."""
-        pictures = {name: figures.png(figure) for name, figure in drawn.items()}
+        pictures = {name: style.png(figure) for name, figure in drawn.items()}
         for name, content in pictures.items():
             run_folder.write(folder / FIGURES / f"{name}.png", content)
         run_folder.write(folder / REPORT, self.html(pictures).encode())
