@@ -362,7 +362,7 @@ def test_a_signal_in_an_evaluation_ends_it_in_order(  # type: ignore[no-untyped-
     evaluated = ImageClassifier._evaluate
 
     def interrupted(*arguments: Any) -> Any:
-        with contextlib.suppress(Interrupted if swallowed else ()):  # as in a callback that Python calls by itself
+        with contextlib.suppress(*[Interrupted] if swallowed else []):  # as in a callback that Python calls by itself
             signal.raise_signal(number)
         return evaluated(*arguments)
 
