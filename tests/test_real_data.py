@@ -51,6 +51,7 @@ def test_convolution_beats_logistic_regression_on_real_images(cifar10: Path, tmp
     assert linear + 0.05 < conv < 0.60
 
 
+@pytest.mark.slow
 def test_so_it_does_on_the_shapes(tmp_path: Path) -> None:
     assert ShapesDataModule.sizes == (50_000, 10_000)
     linear = val_acc(tmp_path / "linear", "experiment=logistic_regression", "data=shapes")

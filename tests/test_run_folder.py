@@ -66,7 +66,9 @@ for kill in range(kills):
             WholeCheckpoints().save_checkpoint(content(epoch, megabytes=10), folder / "last.ckpt")
             os.write(child_end, b".")
     os.read(parent_end, 1)  # the first is there
-    time.sleep(random.uniform(0, 0.1))
+    while not (folder / ".last.ckpt.tmp").exists():
+        pass
+    time.sleep(random.uniform(0, 0.01))  # the writing takes as long, and then the disk
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     checkpoint = read(folder / "last.ckpt")

@@ -100,6 +100,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(compose: Comp
     assert not same(weights(tmp_path / "a")["state_dict"], weights(tmp_path / "c")["state_dict"])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on two cores
 def test_the_number_of_workers_changes_nothing(compose: Compose, tmp_path: Path) -> None:
     for workers in (0, 1, 2, 4):
         training.train(compose(*CNN, "test=false", f"data.num_workers={workers}"), tmp_path / str(workers))
@@ -404,11 +405,23 @@ def nan_after_the_step(model: ImageClassifier, images_BHWC: torch.Tensor) -> tor
     return images_BHWC
 
 
+def huge_weights_after_the_step(model: ImageClassifier, images_BHWC: torch.Tensor) -> torch.Tensor:
+    """Which are finite, as an answer of theirs is not."""
+
+    def spoil(*_: Any) -> None:
+        for parameter in model.parameters():
+            parameter.data.fill_(1e37)
+
+    model.trainer.optimizers[0].register_step_post_hook(spoil)
+    return images_BHWC
+
+
 FAULTS: list[tuple[Any, int, tuple[str, ...]]] = [
     *[(nan_image, 12, ()), (nan_image, 20, ()), (nan_image, 13, ("lookahead=3",)), (nan_image, 20, ("ema=0.5",))],
     *[(nan_weight, 11, ()), (nan_weight, 30, ()), (nan_weight, 15, ("ema=0.5",))],
     *[(endless_step, 13, ()), (endless_step, 20, ()), (endless_step, 20, ("ema=0.5",))],
     *[(endless_step, 20, ("lookahead=3",)), (nan_after_the_step, 20, ())],
+    (huge_weights_after_the_step, 20, ()),
 ]
 
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from litcifar.models import ImageClassifier
-from litcifar.style import BLUE, GREEN, GREY, RED, styled
+from litcifar.style import BLUE, GREEN, GREY, RED, STYLE, styled
 
 if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation

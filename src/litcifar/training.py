@@ -69,7 +69,6 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         )
         return finished
 
-    torch.manual_seed(config.seed)
     cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
         raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
@@ -361,6 +360,11 @@ def _continued(
     for key in different:
         OmegaConf.update(merged, key, new[key])
     resumed = check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
+    if checkpoint["epoch"] >= resumed.trainer.max_epochs:
+        raise ConfigError(
+            f"trainer.max_epochs={resumed.trainer.max_epochs}: '{path}' is of epoch {checkpoint['epoch'] + 1} - "
+            "give it as many or more"
+        )
     return path, resumed, checkpoint["litcifar"]["substituted"]
 
 
