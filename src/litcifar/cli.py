@@ -21,9 +21,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.config import CompareConfig, EvaluateConfig, TrainConfig, check, closest, conf_dir, flat, suggestion
+from litcifar.config import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    TrainConfig,
+    check,
+    closest,
+    conf_dir,
+    flat,
+    suggestion,
+)
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
-from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
+from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
 FAILURES: list[UserError] = []  # of this process's jobs: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -41,11 +52,17 @@ def evaluate() -> None:
 
 def compare() -> None:
     """litcifar-compare"""
-    arguments = sys.argv[1:]
-    folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    if folders:
-        arguments = [a for a in arguments if a not in folders] + [f"folders=[{','.join(map(_quoted, folders))}]"]
-    _run("compare", compare_job, arguments)
+    _run("compare", compare_job, sys.argv[1:], bare="folders")
+
+
+def predict() -> None:
+    """litcifar-predict"""
+    _run("predict", predict_job, sys.argv[1:], bare="images")
+
+
+def export() -> None:
+    """litcifar-export"""
+    _run("export", export_job, sys.argv[1:])
 
 
 def train_job(cfg: DictConfig) -> float:
@@ -59,6 +76,14 @@ def evaluate_job(cfg: DictConfig) -> float:
 
 def compare_job(cfg: DictConfig) -> float:
     return _guarded(_compare, cfg)
+
+
+def predict_job(cfg: DictConfig) -> float:
+    return _guarded(_predict, cfg)
+
+
+def export_job(cfg: DictConfig) -> float:
+    return _guarded(_export, cfg)
 
 
 def _train(cfg: DictConfig) -> float:
@@ -95,6 +120,27 @@ def _compare(cfg: DictConfig) -> float:
     return 0.0
 
 
+def _predict(cfg: DictConfig) -> float:
+    config = check(_container(cfg), PredictConfig)
+    find_checkpoint(config.ckpt, BEST)
+    if config.output:
+        output_file(config.output, (".csv", ".json"), config.overwrite)
+
+    from litcifar.prediction import predict
+
+    return predict(config)
+
+
+def _export(cfg: DictConfig) -> float:
+    config = check(_container(cfg), ExportConfig)
+    find_checkpoint(config.ckpt, BEST)
+
+    from litcifar.export import export
+
+    export(config)
+    return 0.0
+
+
 class SweepSummary(Callback):
     """After a sweep: the leaderboard of its jobs, and each failure with its folder."""
 
@@ -119,13 +165,16 @@ class SweepSummary(Callback):
             print(f"go on     litcifar-train -m {shlex.join(_overrides(config.hydra))} hydra.sweep.dir={folder}")
 
 
-def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
-    """Runs a Hydra program, and ends the process with the exit code of `litcifar.errors`."""
+def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare: str | None = None) -> None:
+    """Runs a Hydra program, and ends the process with the exit code of `litcifar.errors`.
+
+    bare: the key of the arguments that have none.
+    """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for tracebacks: then it raises them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = _options_first(arguments, name)
+        sys.argv[1:] = _options_first(arguments, name, bare)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
@@ -223,7 +272,7 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
-def _options_first(arguments: list[str], name: str) -> list[str]:
+def _options_first(arguments: list[str], name: str, bare: str | None) -> list[str]:
     """The arguments in an order that argparse understands; ConfigError for an option that Hydra does not have."""
 
     def refuse(message: str) -> NoReturn:
@@ -231,7 +280,7 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    _, unknown = parser.parse_known_args(arguments)
+    known, unknown = parser.parse_known_intermixed_args(arguments)
     for option in unknown:
         if option.startswith("-"):
             word, _, value = option.lstrip("-").replace("-", "_").partition("=")
@@ -243,6 +292,10 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
     for argument in arguments:
         if argument.startswith("="):
             raise ConfigError(f"'{argument}' has no key - write key=value")
+    values = [argument for argument in known.overrides if "=" not in argument]
+    if bare and values:
+        arguments = [argument for argument in arguments if argument not in values]
+        arguments.append(f"{bare}=[{','.join(map(_quoted, values))}]")
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 

@@ -3,14 +3,26 @@
 Nothing here imports torch: a mistake on the command line is answered before seconds of imports.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from litcifar.errors import ConfigError
 
@@ -27,6 +39,9 @@ Duration = Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")]
 Word = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # as a part of a path it stays where it is put
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Trust = list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]]  # packages whose code may run beside litcifar's
+Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
 TTA = Literal["none", "mirror", "mirror_translate"]
 ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
 
@@ -68,6 +83,14 @@ class ImageFolderConfig(DataConfig):
     target: Literal["litcifar.data.ImageFolderDataModule"] = Field(alias="_target_")
     root: Folder
     image_size: Annotated[int, Field(ge=4)]
+
+
+class OwnDataConfig(DataConfig):
+    """A user's own `ImageDataModule`; the rest is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(alias="_target_")
 
 
 class ModelConfig(Node):
@@ -112,6 +135,25 @@ class ConvPoolConfig(ModelConfig):
     head_dropout: Share
     head_bias: bool
     logit_scale: Positive
+
+
+class OwnModelConfig(Node):
+    """A user's own network; the rest is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(alias="_target_")
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    label_smoothing: Share
+    l1: NonNegative
+    loss_reduction: Literal["mean", "sum"]
+
+
+def _kind(spec: Any) -> str:
+    """Which schema a group has: that of the `_target_`, or that of a user's own."""
+    target = str(spec.get("_target_", spec.get("target")) if isinstance(spec, Mapping) else spec.target)
+    return target if target.startswith("litcifar.") else "own"
 
 
 class GroupConfig(Node):
@@ -164,7 +206,7 @@ class LoggerConfig(Node):
 class TrainerConfig(Node):
     """Keyword arguments of `lightning.Trainer`, but for those that litcifar itself fills in."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    accelerator: Accelerator
     devices: Literal[1]
     precision: Precision
     max_epochs: Count
@@ -190,6 +232,7 @@ class TrainerConfig(Node):
 class TrainConfig(Node):
     """The whole of `conf/train.yaml` with its groups."""
 
+    trust: Trust = []
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: Word
     test: bool
@@ -199,8 +242,19 @@ class TrainConfig(Node):
     lookahead: Count | None = None
     compile: bool = False
     early_stopping: Count | None
-    data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
-    model: MLPConfig | ConvPoolConfig = Field(discriminator="target")
+    data: Annotated[
+        Annotated[CIFAR10Config, Tag("litcifar.data.CIFAR10DataModule")]
+        | Annotated[ShapesConfig, Tag("litcifar.data.ShapesDataModule")]
+        | Annotated[ImageFolderConfig, Tag("litcifar.data.ImageFolderDataModule")]
+        | Annotated[OwnDataConfig, Tag("own")],
+        Discriminator(_kind),
+    ]
+    model: Annotated[
+        Annotated[MLPConfig, Tag("litcifar.models.MLP")]
+        | Annotated[ConvPoolConfig, Tag("litcifar.models.ConvPool")]
+        | Annotated[OwnModelConfig, Tag("own")],
+        Discriminator(_kind),
+    ]
     optim: OptimConfig
     scheduler: SchedulerConfig | None
     augment: AugmentConfig
@@ -213,6 +267,12 @@ class TrainConfig(Node):
             raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
+        for group, target in (("data", self.data.target), ("model", self.model.target)):
+            if not trusted(target, self.trust):
+                raise ValueError(
+                    f"{group}._target_={target} is code from outside litcifar, which runs only where you name its "
+                    f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
+                )
         return self
 
 
@@ -227,8 +287,32 @@ class EvaluateConfig(Node):
     ckpt: Text
     split: Literal["val", "test", "both"]
     tta: TTA | None
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    accelerator: Accelerator
     data: Data
+    trust: Trust
+
+
+class PredictConfig(Node):
+    """The whole of `conf/predict.yaml`."""
+
+    ckpt: Text
+    images: Text | Annotated[list[Text], Field(min_length=1)]
+    top: Count
+    tta: TTA
+    output: Text | None
+    overwrite: bool
+    accelerator: Accelerator
+    trust: Trust
+
+
+class ExportConfig(Node):
+    """The whole of `conf/export.yaml`."""
+
+    ckpt: Text
+    format: Literal["onnx", "pt2"]
+    output: Text | None
+    overwrite: bool
+    trust: Trust
 
 
 class CompareConfig(Node):
@@ -264,22 +348,41 @@ def plain(config: Node) -> dict[str, Any]:
 Built = TypeVar("Built")
 
 
-def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) -> Built:
-    """An object of the class that `spec["_target_"]` names, which must be a `base`, from the other items of `spec`.
+def trusted(target: str, trust: Sequence[str] = ()) -> bool:
+    """Whether a class may be imported: one of TRUSTED, or of the packages that the user names."""
+    return target.startswith((*TRUSTED, *(f"{package}." for package in trust)))
+
+
+def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[Built]:
+    """The class of that name, which must be a `base`; ConfigError where it is none, or not `trusted`.
 
     A `_target_` may come from a stranger's checkpoint, where it is code to run: hence the short list of trusted
-    packages, and the check that it names a subclass of what belongs there.
+    packages, and the check that it names a subclass of what belongs there. A user's own lie in the working folder too.
     """
+    module, _, name = target.rpartition(".")
+    found = None
+    if trusted(target):
+        with contextlib.suppress(ImportError, AttributeError):
+            found = getattr(importlib.import_module(module), name)
+    elif trusted(target, trust):
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever a user's file raises when it is imported
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{target} cannot be imported ({type(error).__name__}: {text}) - correct it") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        packages = ", ".join([*(f"{package}*" for package in TRUSTED), *(f"{package}.*" for package in trust)])
+        raise ConfigError(f"_target_={target} is no {base.__name__} of {packages} - correct its name")
+    return found
+
+
+def build(spec: Mapping[str, Any], base: type[Built], *args: Any, trust: Sequence[str] = (), **extra: Any) -> Built:
+    """An object of the class that `spec["_target_"]` names (see `class_of`), from the other items of `spec`."""
     options = dict(spec)
     path = str(options.pop("_target_"))
-    module, _, name = path.rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module), name) if path.startswith(TRUSTED) else None
-    except (ImportError, AttributeError):
-        target = None
-    if not (isinstance(target, type) and issubclass(target, base)):
-        trusted = ", ".join(f"{package}*" for package in TRUSTED)
-        raise ConfigError(f"_target_={path} is no {base.__name__} of {trusted} - correct its name")
+    target = class_of(path, base, trust)
     try:
         parameters = inspect.signature(target).bind(*args, **options, **extra).signature.parameters
         numbers = [name for name, of in parameters.items() if of.annotation in ("int", "float", int, float)]

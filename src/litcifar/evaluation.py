@@ -122,7 +122,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     quiet()
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
-    trained = checkpoints.config_of(checkpoint)
+    trained = checkpoints.config_of(checkpoint, config.trust)
     where = {key: value for key, value in config.data.model_dump().items() if value is not None}
     data_config = trained.data.model_copy(update=where)
     trained = trained.model_copy(update={"data": data_config, "tta": config.tta or trained.tta})
@@ -133,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     data.setup()
     if data.fingerprint != known["fingerprint"]:
         console.print("[yellow]These are not the images that it was trained on: the figures will differ.")
-    model = checkpoints.model_of(checkpoint)
+    model = checkpoints.model_of(checkpoint, config.trust)
     splits = ["val", "test"] if config.split == "both" else [config.split]
     results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
     for result in results:

@@ -27,7 +27,7 @@ from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
 from litcifar.layers import layer_table
-from litcifar.models import ImageClassifier
+from litcifar.models import ImageClassifier, build_model
 from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
 
@@ -35,7 +35,7 @@ PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hy
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
 # What may differ in a resumed run, beside trainer.*
-FREE_ON_RESUME = ("resume", "test", "tta", "data.root", "data.num_workers")
+FREE_ON_RESUME = ("resume", "test", "tta", "trust", "data.root", "data.num_workers")
 
 
 def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
     if history.best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
-    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST))
+    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
     reported = "test" if config.test else "val"
     # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
     splits = {reported} if config.tta == "none" else {"val", reported}
@@ -211,9 +211,9 @@ def _data(config: TrainConfig, console: Console) -> tuple[ImageDataModule, Train
 
 def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     torch.manual_seed(config.seed)
-    return build(
+    return build_model(
         config.model.model_dump(by_alias=True),
-        ImageClassifier,
+        config.trust,
         classes=data.classes,
         image_size=data.image_size,
         optim=config.optim.model_dump(by_alias=True),
@@ -273,7 +273,7 @@ def _continued(
     else:
         return None, config, None
     checkpoint = checkpoints.read(path)
-    saved = checkpoints.config_of(checkpoint)
+    saved = checkpoints.config_of(checkpoint, config.trust)
     old, new = flat(plain(saved)), flat(plain(config))
     different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
     refused = [
