@@ -21,19 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.config import (
-    CompareConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PredictConfig,
-    TrainConfig,
-    check,
-    closest,
-    conf_dir,
-    flat,
-    suggestion,
-)
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
+from litcifar.keys import closest, conf_dir, flat, suggestion
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
 FAILURES: list[UserError] = []  # of this process's jobs: Hydra hands no job's result or error to its caller
@@ -91,6 +80,8 @@ def _train(cfg: DictConfig) -> float:
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
+    from litcifar.config import TrainConfig, check
+
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
@@ -103,6 +94,8 @@ def _train(cfg: DictConfig) -> float:
 
 
 def _evaluate(cfg: DictConfig) -> float:
+    from litcifar.config import EvaluateConfig, check
+
     config = check(_container(cfg), EvaluateConfig)
     find_checkpoint(config.ckpt, BEST)
 
@@ -112,6 +105,8 @@ def _evaluate(cfg: DictConfig) -> float:
 
 
 def _compare(cfg: DictConfig) -> float:
+    from litcifar.config import CompareConfig, check
+
     config = check(_container(cfg), CompareConfig)
 
     from litcifar.comparison import compare
@@ -121,6 +116,8 @@ def _compare(cfg: DictConfig) -> float:
 
 
 def _predict(cfg: DictConfig) -> float:
+    from litcifar.config import PredictConfig, check
+
     config = check(_container(cfg), PredictConfig)
     find_checkpoint(config.ckpt, BEST)
     if config.output:
@@ -132,6 +129,8 @@ def _predict(cfg: DictConfig) -> float:
 
 
 def _export(cfg: DictConfig) -> float:
+    from litcifar.config import ExportConfig, check
+
     config = check(_container(cfg), ExportConfig)
     find_checkpoint(config.ckpt, BEST)
 
@@ -178,8 +177,10 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
-    except KeyboardInterrupt as error:
-        if isinstance(error.__cause__, BrokenPipeError):  # who reads the output has seen enough
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(
+            error.__cause__, BrokenPipeError
+        ):  # who reads the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + 13)  # SIGPIPE
         if not FAILURES:

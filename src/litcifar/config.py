@@ -1,15 +1,14 @@
-"""Where the configuration is, what may stand in it, and how a `_target_` becomes an object.
+"""What may stand in the configuration, and how a `_target_` becomes an object.
 
 Nothing here imports torch: a mistake on the command line is answered before seconds of imports.
 """
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,8 +24,11 @@ from pydantic import (
 )
 
 from litcifar.errors import ConfigError
+from litcifar.keys import conf_dir as conf_dir
+from litcifar.keys import flat as flat
+from litcifar.keys import suggestion
 
-TRUSTED = ("litcifar.", "torch.optim.", "lightning.pytorch.loggers.")
+TRUSTED = ("litcifar", "torch.optim", "lightning.pytorch.loggers")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -152,7 +154,9 @@ class OwnModelConfig(Node):
 
 def _kind(spec: Any) -> str:
     """Which schema a group has: that of the `_target_`, or that of a user's own."""
-    target = str(spec.get("_target_", spec.get("target")) if isinstance(spec, Mapping) else spec.target)
+    target = str(
+        spec.get("_target_", spec.get("target")) if isinstance(spec, Mapping) else getattr(spec, "target", None)
+    )
     return target if target.startswith("litcifar.") else "own"
 
 
@@ -268,7 +272,7 @@ class TrainConfig(Node):
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
         for group, target in (("data", self.data.target), ("model", self.model.target)):
-            if not trusted(target, self.trust):
+            if not within(target, ["litcifar", *self.trust]):
                 raise ValueError(
                     f"{group}._target_={target} is code from outside litcifar, which runs only where you name its "
                     f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
@@ -325,12 +329,6 @@ class CompareConfig(Node):
 Config = TypeVar("Config", bound=Node)
 
 
-def conf_dir() -> Path:
-    """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
-
-
 def check(config: Mapping[str, Any], schema: type[Config]) -> Config:
     """The checked configuration; ConfigError names each key that is unknown, of a wrong type or out of range."""
     try:
@@ -348,23 +346,23 @@ def plain(config: Node) -> dict[str, Any]:
 Built = TypeVar("Built")
 
 
-def trusted(target: str, trust: Sequence[str] = ()) -> bool:
-    """Whether a class may be imported: one of TRUSTED, or of the packages that the user names."""
-    return target.startswith((*TRUSTED, *(f"{package}." for package in trust)))
+def within(target: str, packages: Sequence[str]) -> bool:
+    """Whether a class is one of these packages'."""
+    return target.startswith(tuple(f"{package}." for package in packages))
 
 
 def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[Built]:
-    """The class of that name, which must be a `base`; ConfigError where it is none, or not `trusted`.
+    """The class of that name, which must be a `base` and within TRUSTED or `trust`, the user's own; ConfigError.
 
     A `_target_` may come from a stranger's checkpoint, where it is code to run: hence the short list of trusted
     packages, and the check that it names a subclass of what belongs there. A user's own lie in the working folder too.
     """
     module, _, name = target.rpartition(".")
     found = None
-    if trusted(target):
+    if within(target, TRUSTED):
         with contextlib.suppress(ImportError, AttributeError):
             found = getattr(importlib.import_module(module), name)
-    elif trusted(target, trust):
+    elif within(target, trust):
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
@@ -373,7 +371,7 @@ def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[
             text = " ".join(str(error).split())
             raise ConfigError(f"{target} cannot be imported ({type(error).__name__}: {text}) - correct it") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        packages = ", ".join([*(f"{package}*" for package in TRUSTED), *(f"{package}.*" for package in trust)])
+        packages = ", ".join(f"{package}.*" for package in (*TRUSTED, *trust))
         raise ConfigError(f"_target_={target} is no {base.__name__} of {packages} - correct its name")
     return found
 
@@ -393,28 +391,6 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, trust: Sequenc
     except (TypeError, ValueError, ArithmeticError, ImportError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{path}: {text}{'' if ' - ' in text else ' - correct it'}") from error
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one resembles, as a whole or in what follows its last dot."""
-    words = {part: whole for whole in sorted(known, reverse=True) for part in (whole.rpartition(".")[2], whole)}
-    alike = {part: difflib.SequenceMatcher(None, word, part).ratio() for part in sorted(words)}
-    best = max(alike, key=alike.__getitem__, default="")
-    return words[best] if best and alike[best] >= 0.75 else None
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """What to do about an unknown word: the known one that it resembles, or all of them."""
-    close = closest(word, known)
-    return f"did you mean '{close}'?" if close else f"choose from {', '.join(sorted(known))}"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
-    items: dict[str, Any] = {}
-    for key, value in config.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return items
 
 
 def _problem(detail: dict[str, Any], config: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """One image file: how its pixels become a square, and which files are refused, before they are decoded."""
 
 import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -206,3 +208,9 @@ def test_no_more_are_decoded_ahead_than_asked_for(tmp_path: Path, monkeypatch: p
         assert asked <= len(seen) <= asked + 3
     answers.close()  # type: ignore[attr-defined]
     assert len(seen) <= 8
+
+
+def test_the_module_itself_imports_nothing_heavy() -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*{'torch', 'torchvision', 'rich'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, str(image_file.__file__)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.strip() == b""

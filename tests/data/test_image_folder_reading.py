@@ -1,8 +1,6 @@
 """A user's own images: which files count, what is refused, when the cache is used."""
 
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -339,9 +337,3 @@ def test_temporary_files_of_killed_runs_are_removed_and_young_ones_kept(root: Pa
         os.utime(folder / name, (now - age, now - age))
     read(root)
     assert [name for name in cached(root) if name.endswith(".tmp")] == ["train-4-young.tmp"]
-
-
-def test_the_module_itself_imports_nothing_heavy() -> None:
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*{'torch', 'torchvision', 'rich'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, str(image_folder.__file__)]
-    assert subprocess.run(command, capture_output=True, check=True).stdout.strip() == b""

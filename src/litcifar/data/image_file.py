@@ -56,7 +56,7 @@ def decode(path: Path, size: int) -> Decoded:
             return Decoded(np.asarray(square), ", ".join(notes))
     except MemoryError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = f"has more than {MAX_PIXELS // 1_000_000} megapixels - scale it down or remove it"
     except UnidentifiedImageError:
         problem = f"is not an image of a known format{_format(path)} - save it as PNG or JPEG, or remove it"
