@@ -51,6 +51,7 @@ def export(config: ExportConfig) -> Path:
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint, config.trust)
     model = checkpoints.model_of(checkpoint, config.trust)
+    example = torch.zeros(2, model.image_size, model.image_size, 3, dtype=torch.uint8)  # 1 would be a fixed size
     images, what = _images(trained, model.image_size)
     metadata = {
         "name": trained.name,
@@ -60,7 +61,7 @@ def export(config: ExportConfig) -> Path:
         "std": list(trained.model.std),
         "litcifar": version("litcifar"),
     }
-    content, program = {"onnx": _onnx, "pt2": _pt2}[config.format](deployed(model), model.example_input_array, metadata)
+    content, program = {"onnx": _onnx, "pt2": _pt2}[config.format](deployed(model), example, metadata)
     difference = largest_difference(deployed(model), program, images)
     if not difference <= TOLERANCE:
         raise UserError(
@@ -111,7 +112,7 @@ def _onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tupl
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         program = torch.onnx.export(
             network,
-            (example.expand(2, -1, -1, -1),),  # a batch of 1 would be taken for a fixed size
+            (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["images"],
@@ -132,8 +133,7 @@ def _pt2(network: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own workings
-        images = example.expand(2, -1, -1, -1).contiguous()
-        program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
         file.seek(0)
         return file.getvalue(), torch.export.load(file).module()

@@ -162,7 +162,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
     logger: Logger | bool = False
     if config.logger:
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
-        place = {"save_dir": run_dir, "name": "", "version": folder}
+        place: dict[str, Any] = {"save_dir": run_dir, "name": "", "version": folder}
         logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [history]
     if config.ema:

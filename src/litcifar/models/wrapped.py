@@ -47,7 +47,7 @@ def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: A
     own = {key: value for key, value in spec.items() if key not in {*shared, "_target_"}}
     if "num_classes" in inspect.signature(kind).parameters:
         own["num_classes"] = len(shared["classes"])
-    model = Wrapped(build({"_target_": target, **own}, nn.Module, trust=trust), own, **shared)  # type: ignore[typeddict-item]
+    model = Wrapped(build({"_target_": target, **own}, nn.Module, trust=trust), own, **shared)
     try:
         with torch.no_grad():
             logits = model.eval()(model.example_input_array)
