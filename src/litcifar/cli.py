@@ -121,7 +121,7 @@ def _predict(cfg: DictConfig) -> float:
     config = check(_container(cfg), PredictConfig)
     find_checkpoint(config.ckpt, BEST)
     if config.output:
-        output_file(config.output, (".csv", ".json"), config.overwrite)
+        output_file(config.output, config.overwrite)
 
     from litcifar.prediction import predict
 

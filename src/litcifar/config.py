@@ -30,6 +30,13 @@ from litcifar.keys import suggestion
 
 TRUSTED = ("litcifar", "torch.optim", "lightning.pytorch.loggers")
 
+
+def _table_file(path: str) -> str:
+    if not path.endswith((".csv", ".json")):
+        raise ValueError("its name has to end in .csv or .json")
+    return path
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -44,6 +51,7 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Trust = list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]]  # packages whose code may run beside litcifar's
 Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
+TableFile = Annotated[Text, AfterValidator(_table_file)]
 TTA = Literal["none", "mirror", "mirror_translate"]
 ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
 
@@ -303,7 +311,7 @@ class PredictConfig(Node):
     images: Text | Annotated[list[Text], Field(min_length=1)]
     top: Count
     tta: TTA
-    output: Text | None
+    output: TableFile | None
     overwrite: bool
     accelerator: Accelerator
     trust: Trust

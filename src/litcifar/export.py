@@ -46,8 +46,7 @@ def export(config: ExportConfig) -> Path:
             f"format={config.format} needs {', '.join(NEEDS[config.format])} - pip install 'litcifar[export]'"
         )
     path = find_checkpoint(config.ckpt, BEST)
-    suffix = f".{config.format}"
-    output = output_file(config.output or str(path.with_suffix(suffix)), (suffix,), config.overwrite)
+    output = output_file(config.output or str(path.with_suffix(f".{config.format}")), config.overwrite)
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint, config.trust)
     model = checkpoints.model_of(checkpoint, config.trust)

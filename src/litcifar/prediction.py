@@ -33,7 +33,6 @@ from litcifar.run_folder import BEST, find_checkpoint, output_file, writing
 from litcifar.tta import mean_logits
 
 BATCH = 256
-OUTPUTS = (".csv", ".json")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one
 
 
@@ -58,7 +57,7 @@ def predict(config: PredictConfig) -> int:
     output that may not be written.
     """
     quiet()
-    output = output_file(config.output, OUTPUTS, config.overwrite) if config.output else None
+    output = output_file(config.output, config.overwrite) if config.output else None
     paths = find_images([config.images] if isinstance(config.images, str) else config.images)
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)

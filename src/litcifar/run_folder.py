@@ -44,11 +44,9 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def output_file(path: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
-    """Where a result goes; ConfigError where a file is there already, or where its name says another kind of file."""
+def output_file(path: str, overwrite: bool) -> Path:
+    """Where a result goes; ConfigError where something is there already that may not be replaced."""
     file = Path(path).expanduser()
-    if file.suffix not in suffixes:
-        raise ConfigError(f"output='{path}' - its name has to end in {' or '.join(suffixes)}")
     if os.path.lexists(file) and not (overwrite and file.is_file()):
         way_out = "set overwrite=true, or give another output" if file.is_file() else "give another output"
         raise ConfigError(f"'{file}' is there already - {way_out}")

@@ -84,9 +84,10 @@ def test_a_wrapped_network_sees_normalised_images_channels_first() -> None:
     model = build_own("Net", width=5, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
     assert isinstance(model, Wrapped)
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    layers = list(model.net)  # type: ignore[call-overload]
     pixels = (images / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.2, 0.1])
     model.eval()
-    torch.testing.assert_close(model(images), model.net[1](pixels.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(model(images), layers[1](pixels.permute(0, 3, 1, 2)))
     assert model(images).shape == (3, 10)  # num_classes is given to who takes it
     assert build_own("Net").training
 

@@ -28,7 +28,7 @@ class Wrapped(ImageClassifier):
     def __init__(self, net: nn.Module, arguments: dict[str, Any], **options: Unpack[ClassifierOptions]) -> None:
         super().__init__(**options)
         self.save_hyperparameters({**options, **arguments})
-        self.net = nn.Sequential(ChannelsFirst(), net.to(memory_format=torch.channels_last))  # as the images lie
+        self.net = nn.Sequential(ChannelsFirst(), net)
 
 
 def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: Any) -> ImageClassifier:
@@ -58,5 +58,5 @@ def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: A
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [1, len(model.classes)]:
         raise ConfigError(f"{target} gives {shape} for one image - logits [1, {len(model.classes)}] are needed")
-    model.train()
-    return model
+    model.net.to(memory_format=torch.channels_last)  # as the images lie
+    return model.train()
