@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from litcifar import cli, run_folder
 from litcifar.config import TrainConfig, compose, conf_dir, flat
@@ -22,7 +24,7 @@ from litcifar.errors import Interrupted
 from litcifar.models import ImageClassifier
 from tests.test_training import result, same
 
-TRAIN, EVALUATE, COMPARE, LOOK = "train", "evaluate", "compare", "look"
+TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT = "train", "evaluate", "compare", "look", "predict", "export"
 
 
 QUICK = ["logger=none", "figures=false"]
@@ -63,7 +65,7 @@ MISTAKES = {
     "+model.widht=64": "unknown key 'model.widht' - did you mean 'model.widths'?",
     "+nonsense=1": "unknown key 'nonsense'",
     "max_epochs=3": "did you mean 'trainer.max_epochs'?",
-    "model=resnet": "unknown model=resnet - choose from conv_pool, mlp",
+    "model=resnet": "unknown model=resnet - choose from conv_pool, mlp, own",
     "experiment=nope": "keras_cnn",
     "seed=1,2": "--multirun",
     "model.widths=[1,2": "[1,2",
@@ -101,7 +103,11 @@ MISTAKES = {
     "seed=abc": "seed=abc",
     "model.dropout=1.5": "model.dropout=1.5",
     "model.activation=swish": "model.activation=swish",
-    "model._target_=os.system": "model._target_=os.system",
+    "model._target_=os.system": "model._target_=os.system is code from outside litcifar",
+    "data._target_=my.Data": "package - trust=[my] if you know what is in it",
+    "model._target_=litcifar.models.Nope": "model._target_=litcifar.models.Nope is not one of",
+    "model=own": "'model._target_' is missing - give it",
+    "trust=[a-b]": "trust",
     "augment.flip=maybe": "augment.flip=maybe",
     "data=image_folder": "'data.root' is missing - give it: data.root=...",
     "name=a/b": "name=a/b",
@@ -461,6 +467,97 @@ def test_a_process_of_its_own_gives_the_same_numbers(run, tiny: list[str], tmp_p
     (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
     assert run(TRAIN, "model=mlp", "model.dropout=0.1", *tiny, "hydra.run.dir=here").code == 0
     assert same(result(folder), result(tmp_path / "here"))
+
+
+@pytest.mark.parametrize("command", [TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT])
+def test_help_names_keys_and_examples_that_there_are(run, command: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith(f"litcifar-{command} ")
+    assert max(map(len, lines[:1] + [line for line in lines if line.startswith("  ")])) <= 125
+    keys = flat(compose(command))
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    named = re.findall(r"^  ([\w.]+)=\S+ .{5}", outcome.out, re.MULTILINE)
+    assert len(named) >= 2
+    assert set(named) <= keys.keys()
+    examples = [line for line in lines if line.startswith(f"  litcifar-{command}")]
+    assert len(examples) == 5
+    for example in examples:
+        words = shlex.split(example.partition("    (")[0].replace("<time>", "T"))
+        given = [word for word in words if "=" in word]
+        if "-m" in words:
+            assert {word.partition("=")[0] for word in given} <= {*keys, *groups}
+        else:
+            compose(command, *given)  # hydra raises where there is no such key or option
+    for group in set(groups) - {"base"} if command == TRAIN else ():
+        assert f"\n{group}: " in outcome.out
+
+
+def test_the_configuration_can_be_printed(run) -> None:  # type: ignore[no-untyped-def]
+    for command, key in {
+        TRAIN: "max_epochs: 10",
+        COMPARE: "- outputs",
+        PREDICT: "top: 3",
+        EXPORT: "format: onnx",
+    }.items():
+        outcome = run(command, "--cfg", "job")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert key in outcome.out
+
+
+def test_completion_in_bash(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    installed = run(TRAIN, "-sc", "install=bash")
+    assert installed.code == 0
+    assert installed.out.endswith("-F hydra_bash_completion litcifar-train\n")
+    code = "import sys; from litcifar import cli\ntry: cli.train()\nfinally: print(*sys.modules, file=sys.stderr)"
+    for line, completed in {
+        "litcifar-train model=": "model=conv_pool model=mlp model=own",
+        "litcifar-train model=mlp model.hid": "model.hidden.",
+        "litcifar-train -m optim=sgd optim.mom": "optim.momentum=",
+    }.items():
+        command = [sys.executable, "-c", code, "-sc", "query=bash"]
+        environment = {**os.environ, "COMP_LINE": line}
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert answer.stdout.strip() == completed
+        assert not {"torch", "lightning", "pydantic", "rich", "numpy"} & set(answer.stderr.split())
+
+
+def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run(TRAIN, "model=mlp", "hydra.run.dir=run", *tiny).code == 0
+    (tmp_path / "photos").mkdir()
+    awkward = ["a(1).png", "b c.png", "it's.png", "d[1].png", "*.png"]
+    for name in awkward:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / name)
+    outcome = run(PREDICT, *(f"photos/{name}" for name in awkward), "ckpt=run", "top=1")
+    assert outcome.code == 0, outcome.err
+    assert [line.split(".png")[0] for line in outcome.out.splitlines()[1:-1]] == [f"photos/{n[:-4]}" for n in awkward]
+    (tmp_path / "photos" / "e.png").write_text("no image")
+    for images in ("photos", "images=photos", "images=photos/*", "images=[photos]"):
+        outcome = run(PREDICT, "ckpt=run", images)
+        assert outcome.code == 4
+        assert outcome.err == "error: 1 of 6 images could not be read - their rows say why\n"
+        assert outcome.out.count(" %") == 15
+    for nothing in ("*.gif", "images=*.gif"):
+        outcome = run(PREDICT, "ckpt=run", nothing)
+        assert outcome.code == 4
+        assert outcome.err.startswith("error: '*.gif' has no images - ")
+    assert run(EXPORT, "ckpt=run", "format=pt2").code == 0
+    for mistake, answer in {
+        "photos output=photos/e.png": "has to end in .csv or .json",
+        "photos top=0": "top=0 - input should be greater than or equal to 1",
+        "top=2": "'images' is missing - give it: images=...",
+    }.items():
+        outcome = run(PREDICT, "ckpt=run", *mistake.split())
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert answer in outcome.err
+    for mistake, answer in {
+        "format=torchscript": "format=torchscript - input should be 'onnx' or 'pt2'",
+        "format=pt2": "is there already - set overwrite=true, or give another output",
+    }.items():
+        outcome = run(EXPORT, "ckpt=run", mistake)
+        assert outcome.code == 2
+        assert answer in outcome.err
 
 
 def overrides(count: int, seed: int) -> list[str]:

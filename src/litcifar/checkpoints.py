@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from litcifar import run_folder
 from litcifar.config import LookConfig, Precision, TrainConfig, Word, build, check
 from litcifar.data import ImageDataModule
 from litcifar.errors import CheckpointError, ConfigError, DivergedError
-from litcifar.models import ImageClassifier
+from litcifar.models import ImageClassifier, build_model
 
 FORMAT_VERSION = 1
 
@@ -114,8 +115,10 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
+def config_of(checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> TrainConfig:
     """The configuration that a checkpoint was trained with; CheckpointError if this version cannot run it.
+
+    trust: the packages whose classes the user lets it name; what it itself trusted does not count.
 
     A key that the checkpoint is older than has its schema's default: whoever adds a key gives it there the value with
     which everything stays as it was. `tests/golden` holds checkpoints of each version.
@@ -124,16 +127,16 @@ def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     if "${" in repr(config):  # OmegaConf would look it up, in the environment too
         raise CheckpointError("the checkpoint's configuration holds a reference, ${...} - use a file of litcifar-train")
     try:
-        return check(config, TrainConfig)
+        return check(config | {"trust": list(trust)}, TrainConfig)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's configuration: {error}") from error
 
 
-def model_of(checkpoint: dict[str, Any]) -> ImageClassifier:
+def model_of(checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> ImageClassifier:
     """The trained network, on the CPU, in evaluation mode; CheckpointError where its weights do not fit or are NaN."""
-    spec = checkpoint["hyper_parameters"] | {"_target_": config_of(checkpoint).model.target}
+    spec = checkpoint["hyper_parameters"] | {"_target_": config_of(checkpoint, trust).model.target}
     try:
-        model = build(spec, ImageClassifier)
+        model = build_model(spec, trust)
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
     except (ConfigError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
@@ -149,4 +152,4 @@ def model_of(checkpoint: dict[str, Any]) -> ImageClassifier:
 def data_of(config: TrainConfig | LookConfig) -> ImageDataModule:
     """The data set of a configuration; nothing is read yet."""
     spec = config.data.model_dump(by_alias=True, exclude={"fallback"})
-    return build(spec, ImageDataModule, augment=config.augment.model_dump(), seed=config.seed)
+    return build(spec, ImageDataModule, trust=config.trust, augment=config.augment.model_dump(), seed=config.seed)

@@ -21,20 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litcifar import signals
-from litcifar.config import (
-    CompareConfig,
-    EvaluateConfig,
-    LookConfig,
-    TrainConfig,
-    check,
-    closest,
-    compose,
-    conf_dir,
-    flat,
-    suggestion,
-)
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
-from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint
+from litcifar.keys import closest, compose, conf_dir, flat, suggestion
+from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
 FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -57,11 +46,17 @@ def look() -> None:
 
 def compare() -> None:
     """litcifar-compare"""
-    arguments = sys.argv[1:]
-    folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    if folders:
-        arguments = [a for a in arguments if a not in folders] + [f"folders=[{','.join(map(_quoted, folders))}]"]
-    _run("compare", compare_job, arguments)
+    _run("compare", compare_job, sys.argv[1:], bare="folders")
+
+
+def predict() -> None:
+    """litcifar-predict"""
+    _run("predict", predict_job, sys.argv[1:], bare="images")
+
+
+def export() -> None:
+    """litcifar-export"""
+    _run("export", export_job, sys.argv[1:])
 
 
 def train_job(cfg: DictConfig) -> float:
@@ -81,12 +76,22 @@ def compare_job(cfg: DictConfig) -> float:
     return _guarded(_compare, cfg)
 
 
+def predict_job(cfg: DictConfig) -> float:
+    return _guarded(_predict, cfg)
+
+
+def export_job(cfg: DictConfig) -> float:
+    return _guarded(_export, cfg)
+
+
 def _train(cfg: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
     _check_sweep(hydra_config, asked)
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
+    from litcifar.config import TrainConfig, check
+
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
@@ -100,6 +105,8 @@ def _train(cfg: DictConfig) -> float:
 
 
 def _evaluate(cfg: DictConfig) -> float:
+    from litcifar.config import EvaluateConfig, check
+
     config = check(_container(cfg), EvaluateConfig)
     find_checkpoint(config.ckpt, BEST)
     with signals.deferred():
@@ -109,6 +116,8 @@ def _evaluate(cfg: DictConfig) -> float:
 
 
 def _look(cfg: DictConfig) -> float:
+    from litcifar.config import LookConfig, check
+
     config = check(_container(cfg), LookConfig)
 
     from litcifar.look import look
@@ -118,12 +127,14 @@ def _look(cfg: DictConfig) -> float:
 
 
 def _compare(cfg: DictConfig) -> float:
+    from litcifar.config import CompareConfig, check
+
     config = check(_container(cfg), CompareConfig)
 
     from litcifar.comparison import compare
 
     csv_path = Path(config.csv) if config.csv else None
-    compare([Path(folder) for folder in config.folders], csv_path, config.data.root)
+    compare([Path(folder) for folder in config.folders], csv_path, config.data.root, config.trust)
     return 0.0
 
 
@@ -134,6 +145,31 @@ def _check_sweep(settings: Any, asked: list[str]) -> None:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
     if question and not set(settings.sweeper.params) <= set(asked):
         raise ConfigError("a sweep answers one question - give each a command of its own")
+
+
+def _predict(cfg: DictConfig) -> float:
+    from litcifar.config import PredictConfig, check
+
+    config = check(_container(cfg), PredictConfig)
+    find_checkpoint(config.ckpt, BEST)
+    if config.output:
+        output_file(config.output, config.overwrite)
+
+    from litcifar.prediction import predict
+
+    return predict(config)
+
+
+def _export(cfg: DictConfig) -> float:
+    from litcifar.config import ExportConfig, check
+
+    config = check(_container(cfg), ExportConfig)
+    find_checkpoint(config.ckpt, BEST)
+
+    from litcifar.export import export
+
+    export(config)
+    return 0.0
 
 
 class SweepSummary(Callback):
@@ -166,14 +202,17 @@ class SweepSummary(Callback):
             print(f"go on     {_again(folder)}")
 
 
-def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
-    """Runs a Hydra program, and ends the process with the exit code of `litcifar.errors`."""
+def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare: str | None = None) -> None:
+    """Runs a Hydra program, and ends the process with the exit code of `litcifar.errors`.
+
+    bare: the key of the arguments that have none.
+    """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for tracebacks: then it raises them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with signals.handled(signals.raise_interrupted):
-            sys.argv[1:] = _options_first(arguments, name)
+            sys.argv[1:] = _options_first(arguments, name, bare)
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
     except UserError as error:
         FAILURES.append(error)
@@ -296,7 +335,7 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
-def _options_first(arguments: list[str], name: str) -> list[str]:
+def _options_first(arguments: list[str], name: str, bare: str | None) -> list[str]:
     """The arguments in an order that argparse understands; ConfigError for an option that Hydra does not have."""
 
     def refuse(message: str) -> NoReturn:
@@ -304,7 +343,7 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    _, unknown = parser.parse_known_args(arguments)
+    known, unknown = parser.parse_known_intermixed_args(arguments)
     for option in unknown:
         if option.startswith("-"):
             word, _, value = option.lstrip("-").replace("-", "_").partition("=")
@@ -316,6 +355,10 @@ def _options_first(arguments: list[str], name: str) -> list[str]:
     for argument in arguments:
         if argument.startswith("="):
             raise ConfigError(f"'{argument}' has no key - write key=value")
+    values = [argument for argument in known.overrides if "=" not in argument]
+    if bare and values:
+        arguments = [argument for argument in arguments if argument not in values]
+        arguments.append(f"{bare}=[{','.join(map(_quoted, values))}]")
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 

@@ -12,10 +12,16 @@ from litcifar.page import ANSWER, answer_chart, write_page
 from litcifar.run_folder import METRICS
 
 
-def compare(folders: Sequence[Path], csv_path: Path | None = None, data_root: str | None = None) -> list[Row]:
+def compare(
+    folders: Sequence[Path],
+    csv_path: Path | None = None,
+    data_root: str | None = None,
+    trust: Sequence[str] = (),
+) -> list[Row]:
     """Prints the leaderboard of all runs below `folders`; of one sweep's folder that has a question, its answer.
 
     Two runs' own folders are also compared image by image (`pairing.paired`); data_root: where these images are.
+    trust: the user's own packages that may run.
     The leaderboard is written to `csv_path` (default: leaderboard.csv in the first folder) and, beside it, as an HTML
     page, an answer's chart too.
 
@@ -40,7 +46,7 @@ def compare(folders: Sequence[Path], csv_path: Path | None = None, data_root: st
     if not rows:
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise CheckpointError(f"no finished run below {below} - train one with litcifar-train experiment=quickstart")
-    words = _paired_words(folders, data_root) if _are_two_runs(folders) else None
+    words = _paired_words(folders, data_root, trust) if _are_two_runs(folders) else None
     csv_path = csv_path or folders[0] / "leaderboard.csv"
     write_csv(rows, csv_path)
     written = [csv_path, csv_path.with_suffix(".html")]
@@ -60,11 +66,11 @@ def _are_two_runs(folders: Sequence[Path]) -> bool:
     return len(folders) == 2 and all((folder / METRICS).is_file() for folder in folders)
 
 
-def _paired_words(folders: Sequence[Path], data_root: str | None) -> str:
+def _paired_words(folders: Sequence[Path], data_root: str | None, trust: Sequence[str]) -> str:
     from litcifar.pairing import paired  # torch, which the leaderboard does without
 
     names = ", ".join(f"{letter} = {folder}" for letter, folder in zip("AB", folders, strict=True))
     try:
-        return f"{names}: {paired(folders, data_root).words()}"
+        return f"{names}: {paired(folders, data_root, trust).words()}"
     except UserError as error:
         return f"no paired test: {error}"

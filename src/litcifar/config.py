@@ -1,22 +1,41 @@
-"""Where the configuration is, what may stand in it, and how a `_target_` becomes an object.
+"""What may stand in the configuration, and how a `_target_` becomes an object.
 
 Nothing here imports torch: a mistake on the command line is answered before seconds of imports.
 """
 
-import difflib
+import contextlib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import hydra
-from omegaconf import OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from litcifar.errors import ConfigError
+from litcifar.keys import compose, suggestion
+from litcifar.keys import conf_dir as conf_dir
+from litcifar.keys import flat as flat
 
-TRUSTED = ("litcifar.", "torch.optim.", "lightning.pytorch.loggers.")
+TRUSTED = ("litcifar", "torch.optim", "lightning.pytorch.loggers")
+
+
+def _table_file(path: str) -> str:
+    if not path.endswith((".csv", ".json")):
+        raise ValueError("its name has to end in .csv or .json")
+    return path
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -29,6 +48,10 @@ Duration = Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")]
 Word = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # as a part of a path it stays where it is put
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Trust = list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]]  # packages whose code may run beside litcifar's
+Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
+TableFile = Annotated[Text, AfterValidator(_table_file)]
 TTA = Literal["none", "mirror", "mirror_translate"]
 ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
 
@@ -70,6 +93,14 @@ class ImageFolderConfig(DataConfig):
     target: Literal["litcifar.data.ImageFolderDataModule"] = Field(alias="_target_")
     root: Folder
     image_size: Annotated[int, Field(ge=4)]
+
+
+class OwnDataConfig(DataConfig):
+    """A user's own `ImageDataModule`; the rest is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(alias="_target_")
 
 
 class ModelConfig(Node):
@@ -114,6 +145,27 @@ class ConvPoolConfig(ModelConfig):
     head_dropout: Share
     head_bias: bool
     logit_scale: Positive
+
+
+class OwnModelConfig(Node):
+    """A user's own network; the rest is checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(alias="_target_")
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    label_smoothing: Share
+    l1: NonNegative
+    loss_reduction: Literal["mean", "sum"]
+
+
+def _kind(spec: Any) -> str:
+    """Which schema a group has: that of the `_target_`, or that of a user's own."""
+    target = str(
+        spec.get("_target_", spec.get("target")) if isinstance(spec, Mapping) else getattr(spec, "target", None)
+    )
+    return target if target.startswith("litcifar.") else "own"
 
 
 class GroupConfig(Node):
@@ -166,7 +218,7 @@ class LoggerConfig(Node):
 class TrainerConfig(Node):
     """Keyword arguments of `lightning.Trainer`, but for those that litcifar itself fills in."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    accelerator: Accelerator
     devices: Literal[1]
     precision: Precision
     max_epochs: Count
@@ -189,9 +241,19 @@ class TrainerConfig(Node):
     enable_progress_bar: bool
 
 
+Data = Annotated[
+    Annotated[CIFAR10Config, Tag("litcifar.data.CIFAR10DataModule")]
+    | Annotated[ShapesConfig, Tag("litcifar.data.ShapesDataModule")]
+    | Annotated[ImageFolderConfig, Tag("litcifar.data.ImageFolderDataModule")]
+    | Annotated[OwnDataConfig, Tag("own")],
+    Discriminator(_kind),
+]
+
+
 class TrainConfig(Node):
     """The whole of `conf/train.yaml` with its groups."""
 
+    trust: Trust = []
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: Word
     test: bool
@@ -202,8 +264,13 @@ class TrainConfig(Node):
     compile: bool = False
     early_stopping: Count | None
     figures: bool = True
-    data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
-    model: MLPConfig | ConvPoolConfig = Field(discriminator="target")
+    data: Data
+    model: Annotated[
+        Annotated[MLPConfig, Tag("litcifar.models.MLP")]
+        | Annotated[ConvPoolConfig, Tag("litcifar.models.ConvPool")]
+        | Annotated[OwnModelConfig, Tag("own")],
+        Discriminator(_kind),
+    ]
     optim: OptimConfig
     scheduler: SchedulerConfig | None
     augment: AugmentConfig
@@ -216,13 +283,19 @@ class TrainConfig(Node):
             raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
+        for group, target in (("data", self.data.target), ("model", self.model.target)):
+            if not within(target, ["litcifar", *self.trust]):
+                raise ValueError(
+                    f"{group}._target_={target} is code from outside litcifar, which runs only where you name its "
+                    f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
+                )
         return self
 
 
 class EvaluateConfig(Node):
     """The whole of `conf/evaluate.yaml`."""
 
-    class Data(Node):
+    class Where(Node):
         root: Folder | None
         verify: bool | None
         num_workers: Annotated[int, Field(ge=0)] | None
@@ -232,8 +305,32 @@ class EvaluateConfig(Node):
     tta: TTA | None
     folder: Folder | None
     figures: bool
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    data: Data
+    accelerator: Accelerator
+    data: Where
+    trust: Trust
+
+
+class PredictConfig(Node):
+    """The whole of `conf/predict.yaml`."""
+
+    ckpt: Text
+    images: Text | Annotated[list[Text], Field(min_length=1)]
+    top: Count
+    tta: TTA
+    output: TableFile | None
+    overwrite: bool
+    accelerator: Accelerator
+    trust: Trust
+
+
+class ExportConfig(Node):
+    """The whole of `conf/export.yaml`."""
+
+    ckpt: Text
+    format: Literal["onnx", "pt2"]
+    output: Text | None
+    overwrite: bool
+    trust: Trust
 
 
 class LookConfig(Node):
@@ -242,35 +339,24 @@ class LookConfig(Node):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Folder
     columns: Annotated[int, Field(ge=2)]
-    data: CIFAR10Config | ShapesConfig | ImageFolderConfig = Field(discriminator="target")
+    data: Data
     augment: AugmentConfig
+    trust: Trust
 
 
 class CompareConfig(Node):
     """The whole of `conf/compare.yaml`."""
 
-    class Data(Node):
+    class Where(Node):
         root: Folder | None
 
     folders: Annotated[list[Text], Field(min_length=1)]
     csv: Text | None
-    data: Data
+    data: Where
+    trust: Trust
 
 
 Config = TypeVar("Config", bound=Node)
-
-
-def conf_dir() -> Path:
-    """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
-
-
-def compose(program: str, *overrides: str) -> dict[str, Any]:
-    """The configuration of `litcifar-<program>` with these overrides, unchecked. Raises HydraException."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose(program, list(overrides))
-    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 
 
 def train_config(*overrides: str) -> TrainConfig:
@@ -298,22 +384,41 @@ def plain(config: Node) -> dict[str, Any]:
 Built = TypeVar("Built")
 
 
-def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) -> Built:
-    """An object of the class that `spec["_target_"]` names, which must be a `base`, from the other items of `spec`.
+def within(target: str, packages: Sequence[str]) -> bool:
+    """Whether a class is one of these packages'."""
+    return target.startswith(tuple(f"{package}." for package in packages))
+
+
+def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[Built]:
+    """The class of that name, which must be a `base` and within TRUSTED or `trust`, the user's own; ConfigError.
 
     A `_target_` may come from a stranger's checkpoint, where it is code to run: hence the short list of trusted
-    packages, and the check that it names a subclass of what belongs there.
+    packages, and the check that it names a subclass of what belongs there. A user's own lie in the working folder too.
     """
+    module, _, name = target.rpartition(".")
+    found = None
+    if within(target, TRUSTED):
+        with contextlib.suppress(ImportError, AttributeError):
+            found = getattr(importlib.import_module(module), name)
+    elif within(target, trust):
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever a user's file raises when it is imported
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{target} cannot be imported ({type(error).__name__}: {text}) - correct it") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        packages = ", ".join(f"{package}.*" for package in (*TRUSTED, *trust))
+        raise ConfigError(f"_target_={target} is no {base.__name__} of {packages} - correct its name")
+    return found
+
+
+def build(spec: Mapping[str, Any], base: type[Built], *args: Any, trust: Sequence[str] = (), **extra: Any) -> Built:
+    """An object of the class that `spec["_target_"]` names (see `class_of`), from the other items of `spec`."""
     options = dict(spec)
     path = str(options.pop("_target_"))
-    module, _, name = path.rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module), name) if path.startswith(TRUSTED) else None
-    except (ImportError, AttributeError):
-        target = None
-    if not (isinstance(target, type) and issubclass(target, base)):
-        trusted = ", ".join(f"{package}*" for package in TRUSTED)
-        raise ConfigError(f"_target_={path} is no {base.__name__} of {trusted} - correct its name")
+    target = class_of(path, base, trust)
     try:
         parameters = inspect.signature(target).bind(*args, **options, **extra).signature.parameters
         numbers = [name for name, of in parameters.items() if of.annotation in ("int", "float", int, float)]
@@ -324,28 +429,6 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, **extra: Any) 
     except (TypeError, ValueError, ArithmeticError, ImportError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{path}: {text}{'' if ' - ' in text else ' - correct it'}") from error
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one resembles, as a whole or in what follows its last dot."""
-    words = {part: whole for whole in sorted(known, reverse=True) for part in (whole.rpartition(".")[2], whole)}
-    alike = {part: difflib.SequenceMatcher(None, word, part).ratio() for part in sorted(words)}
-    best = max(alike, key=alike.__getitem__, default="")
-    return words[best] if best and alike[best] >= 0.75 else None
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """What to do about an unknown word: the known one that it resembles, or all of them."""
-    close = closest(word, known)
-    return f"did you mean '{close}'?" if close else f"choose from {', '.join(sorted(known))}"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
-    items: dict[str, Any] = {}
-    for key, value in config.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return items
 
 
 def _problem(detail: dict[str, Any], config: Mapping[str, Any]) -> str:

@@ -169,7 +169,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     quiet()
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
-    trained = checkpoints.config_of(checkpoint)
+    trained = checkpoints.config_of(checkpoint, config.trust)
     folder = Path(config.folder) if config.folder else path.parent / EVALUATION / path.stem
     run_folder.check_writable(folder, "folder")
     where = {key: value for key, value in config.data.model_dump().items() if value is not None}
@@ -184,7 +184,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     if data.fingerprint != known["fingerprint"]:
         notes.append("These are not the images that it was trained on: the figures will differ.")
         console.print(f"[yellow]{notes[0]}")
-    model = checkpoints.model_of(checkpoint)
+    model = checkpoints.model_of(checkpoint, config.trust)
     splits = ["val", "test"] if config.split == "both" else [config.split]
     results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
     for result in results:

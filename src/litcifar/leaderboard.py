@@ -26,6 +26,7 @@ FREE = (
     "resume",
     "test",
     "tta",
+    "trust",
     "logger",
     "trainer.enable_progress_bar",
     "trainer.profiler",

@@ -48,10 +48,10 @@ class Paired:
         )
 
 
-def paired(folders: Sequence[Path], root: str | None = None) -> Paired:
+def paired(folders: Sequence[Path], root: str | None = None, trust: Sequence[str] = ()) -> Paired:
     """Evaluates best.ckpt of two runs, A and B, on the test images; on the validation images if one was not tested.
 
-    root: of the data, where they no longer lie where the runs read them.
+    root: of the data, where they no longer lie where the runs read them. trust: as `checkpoints.config_of` takes it.
 
     Raises CheckpointError where the runs' images differ, and DataError.
     """
@@ -60,7 +60,7 @@ def paired(folders: Sequence[Path], root: str | None = None) -> Paired:
     if read[0]["litcifar"]["fingerprint"] != read[1]["litcifar"]["fingerprint"]:
         raise CheckpointError("the two runs read different images - give two runs on the same data")
     split = "test" if all((read_metrics(folder) or {}).get("test/acc") is not None for folder in folders) else "val"
-    configs = [checkpoints.config_of(checkpoint) for checkpoint in read]
+    configs = [checkpoints.config_of(checkpoint, trust) for checkpoint in read]
     splits = [config.data.model_dump(include={"classes", "val_size", "split_seed"}) for config in configs]
     if splits[0] != splits[1] and (split == "val" or splits[0]["classes"] != splits[1]["classes"]):
         raise CheckpointError(f"the two runs have different {split} images - give two runs with the same split")
@@ -82,5 +82,7 @@ def _right(checkpoint: dict[str, Any], config: TrainConfig, split: str, root: st
     known = checkpoint["litcifar"]
     if data.fingerprint != known["fingerprint"]:
         raise CheckpointError("the images are not those that the runs read - give their folder with data.root=")
-    result = evaluate_model(checkpoints.model_of(checkpoint), data, split, config, known["precision"], "auto")
+    result = evaluate_model(
+        checkpoints.model_of(checkpoint, config.trust), data, split, config, known["precision"], "auto"
+    )
     return result.logits_NK.argmax(1) == result.labels_N

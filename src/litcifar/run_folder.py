@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from litcifar.errors import CheckpointError, ConfigError, MachineError
 
@@ -54,8 +54,24 @@ def check_writable(folder: Path, key: str) -> None:
         raise MachineError(f"'{there}' cannot be written - give another folder: {key}=...")
 
 
+def output_file(path: str, overwrite: bool) -> Path:
+    """Where a result goes; ConfigError where something is there already that may not be replaced."""
+    file = Path(path).expanduser()
+    if os.path.lexists(file) and not (overwrite and file.is_file()):
+        way_out = "set overwrite=true, or give another output" if file.is_file() else "give another output"
+        raise ConfigError(f"'{file}' is there already - {way_out}")
+    return file
+
+
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, also where the process is killed or the power fails; MachineError.
+    """Writes a file as `writing` does."""
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there whole or not at all, also where the process is killed or the power fails; MachineError.
 
     The temporary file of a killed process stays, and the next write of the same file takes its place.
     """
@@ -63,7 +79,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -73,6 +89,8 @@ def write(path: Path, content: bytes | memoryview) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         raise MachineError(
             f"'{path}' cannot be written ({error.strerror or error}) - free disk space, or use another folder; "

@@ -29,7 +29,7 @@ from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
 from litcifar.layers import Layer, layer_table, layers
-from litcifar.models import ImageClassifier
+from litcifar.models import ImageClassifier, build_model
 from litcifar.report import Report
 from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
@@ -47,7 +47,7 @@ from litcifar.training import train
 config = read_metrics(Path({!r}))["config"]
 train(check(config, TrainConfig), Path("again"))"""
 # What may differ in a resumed run, beside trainer.*
-FREE_ON_RESUME = ("resume", "test", "tta", "figures", "data.root", "data.num_workers")
+FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
 
 
 def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
     if history.best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
-    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST))
+    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
     reported = "test" if config.test else "val"
     # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
     splits = {reported} if config.tta == "none" else {"val", reported}
@@ -229,7 +229,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
     logger: Logger | bool = False
     if config.logger:
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
-        place = {"save_dir": run_dir, "name": "", "version": folder}
+        place: dict[str, Any] = {"save_dir": run_dir, "name": "", "version": folder}
         logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [history]
     if config.ema:
@@ -280,9 +280,9 @@ def prepare(config: Config, console: Console) -> tuple[ImageDataModule, Config, 
 
 def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     torch.manual_seed(config.seed)
-    return build(
+    return build_model(
         config.model.model_dump(by_alias=True),
-        ImageClassifier,
+        config.trust,
         classes=data.classes,
         image_size=data.image_size,
         optim=config.optim.model_dump(by_alias=True),
@@ -342,7 +342,7 @@ def _continued(
     else:
         return None, config, None
     checkpoint = checkpoints.read(path)
-    saved = checkpoints.config_of(checkpoint)
+    saved = checkpoints.config_of(checkpoint, config.trust)
     old, new = flat(plain(saved)), flat(plain(config))
     different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
     refused = [

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from litcifar.data.cifar10_files import CLASSES, FILES, FOLDER, META_FILE, TEST_FILE, TRAIN_FILES, is_present, read
+from litcifar.data.cifar10_files import (
+    CLASSES,
+    FILES,
+    FOLDER,
+    META_FILE,
+    TEST_FILE,
+    TRAIN_FILES,
+    is_present,
+    read,
+    unpickle,
+)
 from litcifar.errors import DataError
 
 META = {"num_cases_per_batch": 20, "label_names": list(CLASSES), "num_vis": 3072}
@@ -234,3 +244,20 @@ def test_places_without_cifar10(tmp_path: Path) -> None:
     for name in ("meta", "test", "train"):
         (tmp_path / FOLDER / name).touch()
     assert re.search(r"lacks data_batch_1, .* and holds meta, test, train ", message(tmp_path, verify=False))
+
+
+@pytest.mark.parametrize("form", [as_copied, as_original])
+def test_another_sets_files_can_be_read_and_run_no_code(tmp_path: Path, form: Callable[[object], bytes]) -> None:
+    """CIFAR-100's, say."""
+    content = {"fine_labels": [3, 99], "data": np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)}
+    (tmp_path / "train").write_bytes(form(content))
+    read_back = unpickle(tmp_path / "train")
+    assert read_back["fine_labels"] == [3, 99]
+    np.testing.assert_array_equal(read_back["data"], content["data"])
+    (tmp_path / "code").write_bytes(pickle.dumps({"data": os.getcwd}))
+    for name, reason in (("code", "would run code"), ("absent", "cannot be read")):
+        with pytest.raises(DataError, match=reason):
+            unpickle(tmp_path / name)
+    (tmp_path / "train").write_bytes(form(content)[:-20])
+    with pytest.raises(DataError, match="is damaged"):
+        unpickle(tmp_path / "train")

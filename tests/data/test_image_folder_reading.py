@@ -1,17 +1,14 @@
-"""A user's own images: which files count, how they become squares, what is refused, when the cache is used."""
+"""A user's own images: which files count, what is refused, when the cache is used."""
 
 import os
-import subprocess
-import sys
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from litcifar.data import image_folder
+from litcifar.data import image_file, image_folder
 from litcifar.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -134,94 +131,6 @@ def test_only_regular_files_are_opened(root: Path, kind: str) -> None:
         read(root)
 
 
-# Pixels
-
-
-def decoded(path: Path, size: int = 4) -> list[int]:
-    """The colour of an image of one colour."""
-    pixels = image_folder.decode(path, size).reshape(-1, 3)
-    assert len(pixels) == size * size
-    assert (pixels == pixels[0]).all()
-    return pixels[0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("RGB", (10, 20, 30), [10, 20, 30]),
-        ("L", 77, [77, 77, 77]),
-        ("1", 1, [255, 255, 255]),
-        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),
-        ("RGBA", (255, 0, 0, 51), [255, 204, 204]),
-        ("LA", (0, 0), [255, 255, 255]),
-        ("I;16", 32896, [128, 128, 128]),
-        ("I;16", 400, [2, 2, 2]),
-    ],
-)
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
-    assert decoded(save(tmp_path / "a.png", plain(mode, colour=colour))) == expected
-
-
-def test_palettes_become_rgb(tmp_path: Path) -> None:
-    image = plain("P", colour=1)
-    image.putpalette([0, 0, 0, 9, 8, 7])
-    assert decoded(save(tmp_path / "a.png", image)) == [9, 8, 7]
-    assert decoded(save(tmp_path / "b.png", image, transparency=1)) == [255, 255, 255]
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jpg", plain("CMYK", colour=(0, 255, 255, 0)))
-    np.testing.assert_allclose(decoded(path), RED, atol=3)
-
-
-def test_floating_point_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no known range"):
-        image_folder.decode(save(tmp_path / "a.tiff", plain("F", colour=0.5)), 4)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
-def test_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
-    np.testing.assert_allclose(decoded(save(tmp_path / f"a.{suffix}", plain())), RED, atol=3)
-
-
-def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.gif", plain(colour=BLUE), save_all=True, append_images=[plain(colour=GREEN)])
-    assert decoded(path) == list(BLUE)
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    """Orientation 6: the camera was turned, so that the stored left column is the upper row."""
-    stored = np.zeros((8, 8, 3), dtype=np.uint8)
-    stored[:, :4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels = image_folder.decode(save(tmp_path / "a.png", image_of(stored), exif=exif), 8)
-    assert (pixels[:4] == 255).all()
-    assert (pixels[4:] == 0).all()
-
-
-@pytest.mark.parametrize("wide", [True, False])
-def test_the_middle_of_the_longer_side_is_kept(tmp_path: Path, wide: bool) -> None:
-    """Bands red, green, blue of one square each: only the green one is left."""
-    bands = np.repeat(np.array([RED, GREEN, BLUE], dtype=np.uint8), 16, axis=0)
-    array = np.repeat(bands[None], 16, axis=0)
-    path = save(tmp_path / "a.png", image_of(array if wide else array.transpose(1, 0, 2).copy()))
-    assert (image_folder.decode(path, 16) == GREEN).all()
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_scaling_down_averages(tmp_path: Path, suffix: str) -> None:
-    """A board of black and white squares is grey from afar; picking single pixels would leave black and white."""
-    board = np.kron(np.indices((64, 64)).sum(0) % 2, np.ones((8, 8))).astype(np.uint8) * 255
-    pixels = image_folder.decode(save(tmp_path / f"a.{suffix}", image_of(board)), 8)
-    np.testing.assert_allclose(pixels[1:-1, 1:-1], 127.5, atol=16)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_tiny_and_thin_images_are_scaled_up(tmp_path: Path, size: tuple[int, int]) -> None:
-    assert decoded(save(tmp_path / "a.png", plain(size=size)), 32) == list(RED)
-
-
 # Files that cannot be used
 
 
@@ -263,24 +172,6 @@ def test_a_line_break_in_a_file_name_does_not_break_the_message(root: Path) -> N
     assert r"two\nlines.png" in one_line(caught)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises an image of this size and holds next to nothing."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
-
-    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [7_072, 10_000, 20_000])  # Pillow is silent, warns, refuses
-def test_more_than_50_megapixels_are_refused_before_decoding(root: Path, side: int) -> None:
-    path = root / "train/dog/bomb.png"
-    path.write_bytes(png_header(side, side))
-    with pytest.raises(DataError, match=r"bomb\.png' has more than 50 megapixels"):
-        read(root)
-
-
 # The cache
 
 
@@ -288,13 +179,13 @@ def test_more_than_50_megapixels_are_refused_before_decoding(root: Path, side: i
 def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files decoded since the test began."""
     seen: list[str] = []
-    decode = image_folder.decode
+    decode = image_file.decode
 
-    def spy(path: Path, size: int) -> np.ndarray:
+    def spy(path: Path, size: int) -> image_file.Decoded:
         seen.append(f"{path.parent.name}/{path.name}")
         return decode(path, size)
 
-    monkeypatch.setattr(image_folder, "decode", spy)
+    monkeypatch.setattr(image_file, "decode", spy)
     return seen
 
 
@@ -446,9 +337,3 @@ def test_temporary_files_of_killed_runs_are_removed_and_young_ones_kept(root: Pa
         os.utime(folder / name, (now - age, now - age))
     read(root)
     assert [name for name in cached(root) if name.endswith(".tmp")] == ["train-4-young.tmp"]
-
-
-def test_the_module_itself_imports_nothing_heavy() -> None:
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*{'torch', 'torchvision', 'rich'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, str(image_folder.__file__)]
-    assert subprocess.run(command, capture_output=True, check=True).stdout.strip() == b""

@@ -142,8 +142,7 @@ def read(root: Path, verify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
         meta = {**CIFAR10.meta, "md5": None}  # noqa: RUF012
 
     with warnings.catch_warnings():
-        # NumPy 2.4.0 says of each original file that its dtype was pickled with the integer 0 instead of False.
-        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)  # see _unpickled
         for name in FILES:
             _check(root / FOLDER / name, published[name] if verify else None)
         arrays = []
@@ -171,23 +170,43 @@ def _absence(root: Path) -> DataError:
     return DataError(f"{where} lacks {', '.join(lacking)} and holds {there} - {way_out}")
 
 
-def _check(path: Path, md5: str | None) -> None:
-    """Raises DataError unless the file has this MD5 sum (None: any), holds no code, and what CIFAR-10 has there."""
+def unpickle(path: Path) -> Any:
+    """What a pickle of arrays and plain values holds, such as a file of CIFAR-100; DataError where it holds more."""
+    return _unpickled(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}) - change its permissions, or delete it") from error
+
+
+def _unpickled(path: Path, content: bytes) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # NumPy 2.4.0 says of each original file that its dtype was pickled with the integer 0 instead of False.
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except _ForeignName as error:
+        raise DataError(f"{path} would run code: it refers to {error} - do not trust it, delete it") from error
+    except Exception as error:  # a damaged pickle can raise any of the built-in exceptions
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{path} is damaged or not a file of CIFAR's ({fault}) - delete it and run again") from error
+
+
+def _check(path: Path, md5: str | None) -> None:
+    """Raises DataError unless the file has this MD5 sum (None: any), holds no code, and what CIFAR-10 has there."""
+    content = _content(path)
     if md5 is not None and (actual := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise DataError(
             f"{path} is not the published file: its MD5 is {actual} instead of {md5} - "
             "delete it and run again, or set data.verify=false if it is a deliberate re-encoding"
         )
+    entry = _unpickled(path, content)
     try:
-        entry = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         fault = _meta_fault(entry) if path.name == META_FILE else _batch_fault(entry)
-    except _ForeignName as error:
-        raise DataError(f"{path} would run code: it refers to {error} - do not trust it, delete it") from error
-    except Exception as error:  # a damaged pickle can raise any of the built-in exceptions
+    except Exception as error:  # what is of another kind than expected
         fault = " ".join(f"{type(error).__name__}: {error}".split())
     if fault:
         raise DataError(f"{path} is damaged or not a file of CIFAR-10 ({fault}) - delete it and run again")

@@ -1,0 +1,47 @@
+"""The keys of the configuration: where they are written, and which of them a misspelt word meant.
+
+Without pydantic, which the shell's completion has no time for.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def compose(program: str, *overrides: str) -> dict[str, Any]:
+    """The configuration of `litcifar-<program>` with these overrides, unchecked. Raises HydraException."""
+    import hydra  # here because a checkpoint is read without it
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra.compose(program, list(overrides))
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that this one resembles, as a whole or in what follows its last dot."""
+    words = {part: whole for whole in sorted(known, reverse=True) for part in (whole.rpartition(".")[2], whole)}
+    alike = {part: difflib.SequenceMatcher(None, word, part).ratio() for part in sorted(words)}
+    best = max(alike, key=alike.__getitem__, default="")
+    return words[best] if best and alike[best] >= 0.75 else None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to do about an unknown word: the known one that it resembles, or all of them."""
+    close = closest(word, known)
+    return f"did you mean '{close}'?" if close else f"choose from {', '.join(sorted(known))}"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
+    items: dict[str, Any] = {}
+    for key, value in config.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return items
