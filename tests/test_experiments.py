@@ -20,6 +20,7 @@ PARAMETERS = {
     "deep_cnn": 642_538,
     "fast_75": 146_744,
     "fast_85": 569_656,
+    "fast_90": 1_972_792,
     "keras_cnn": 356_810,
     "logistic_regression": 30_730,
     "numpy_mlp": 394_634,
