@@ -71,6 +71,7 @@ MISTAKES = {
     "model.widths=[1,2": "[1,2",
     "seed": "'seed' cannot be read - write key=value",
     "~seed": "seed",
+    "~figures": "figures",
     "trainer.max_epochs=ten": "trainer.max_epochs=ten - input should be a valid integer",
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5",
     "trainer.max_epochs=true": "trainer.max_epochs=True",

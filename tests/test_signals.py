@@ -243,12 +243,23 @@ def test_a_signal_during_a_download_keeps_what_has_come(
         assert (root / FOLDER).is_dir()
 
 
-def test_a_sweep_that_is_stopped_says_how_it_goes_on(arguments: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["in a job", "between two jobs"])
+def test_a_sweep_that_is_stopped_says_how_it_goes_on(
+    arguments: Callable[..., tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     sweep = ("-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", "trainer.max_epochs=1")
-    run = Run(tmp_path / "run", *arguments(tmp_path / "run", *sweep))
-    while not list(tmp_path.glob("sweep/0_*/metrics.json")) and run.process.is_alive():
-        time.sleep(0.001)
-    run.send(TERM, group=False)
+    places = {"in a job": (CIFAR10DataModule, "read"), "between two jobs": (cli.SweepSummary, "on_job_end")}
+    owner, attribute = places[place]
+    function = getattr(owner, attribute)
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if list(tmp_path.glob("sweep/0_*/metrics.json")):
+            signal.raise_signal(TERM)
+        return function(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, stopped)
+        run = Run(tmp_path / "run", *arguments(tmp_path / "run", *sweep))
     ended = run.end()
     assert ended.code == 143
     assert "SIGTERM" in ended.err

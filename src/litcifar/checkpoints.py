@@ -127,7 +127,7 @@ def config_of(checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> TrainCon
     if "${" in repr(config):  # OmegaConf would look it up, in the environment too
         raise CheckpointError("the checkpoint's configuration holds a reference, ${...} - use a file of litcifar-train")
     try:
-        return check(config | {"trust": list(trust)}, TrainConfig)
+        return check(config | {"trust": list(trust)}, TrainConfig, complete=False)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's configuration: {error}") from error
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -178,8 +178,13 @@ class SweepSummary(Callback):
     question, axis, labels: see `sweeps.Question`, which reads them from the sweep's multirun.yaml.
     """
 
+    folder: ClassVar[str] = ""  # of this process's sweep
+
     def __init__(self, question: str | None = None, axis: str | None = None, labels: Any = None) -> None:
         pass
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepSummary.folder = config.hydra.sweep.dir
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # a quarter of a megabyte of each job, which Hydra would keep
@@ -210,6 +215,7 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
     # Hydra prints errors in its own way and exits with 1, unless it is asked for tracebacks: then it raises them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    SweepSummary.folder = ""
     try:
         with signals.handled(signals.raise_interrupted):
             sys.argv[1:] = _options_first(arguments, name, bare)
@@ -218,6 +224,9 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
         FAILURES.append(error)
     except Interrupted as error:
         signals.install(signals.Handler(lambda number: None))  # for the rest of the process
+        if SweepSummary.folder:
+            what = str(error).partition(" - ")[0]
+            error = Interrupted(f"{what} - go on with: {_again(SweepSummary.folder)}", error.signal_number)
         FAILURES.append(error)
     except BrokenPipeError:
         _end_quietly()
@@ -249,11 +258,9 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
                     signals.raise_interrupted(handler.number)
     except Interrupted as error:  # which Hydra does not catch: the whole sweep stops
         what, _, advice = str(error).partition(" - ")
-        if multirun:
-            advice = f"go on with: {_again(settings.sweep.dir)}"
-        elif job is _train and (run_dir / LAST).is_file():
+        if job is _train and (run_dir / LAST).is_file():
             advice = f"go on with: litcifar-train resume={os.path.relpath(run_dir)}"
-        else:
+        elif not multirun:
             _remove_if_empty(run_dir, settings)
         raise Interrupted(f"{what} - {advice}", error.signal_number) from error
     except UserError as error:

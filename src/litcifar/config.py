@@ -367,13 +367,29 @@ def train_config(*overrides: str) -> TrainConfig:
     return check(compose("train", *overrides), TrainConfig)
 
 
-def check(config: Mapping[str, Any], schema: type[Config]) -> Config:
-    """The checked configuration; ConfigError names each key that is unknown, of a wrong type or out of range."""
+def check(config: Mapping[str, Any], schema: type[Config], complete: bool = True) -> Config:
+    """The checked configuration; ConfigError names each key that is unknown, missing, of a wrong type or out of range.
+
+    complete: False where keys that have a default may be missing, as in a checkpoint that is older than they are.
+    """
     try:
-        return schema.model_validate(config)
+        checked = schema.model_validate(config)
+        problems = [f"'{key}' is missing - give it a value" for key in _left_out(checked)] if complete else []
     except ValidationError as error:
         problems = [_problem(dict(detail), config) for detail in error.errors(include_url=False)]
-    raise ConfigError("; ".join(dict.fromkeys(problems)))
+    if problems:
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
+    return checked
+
+
+def _left_out(node: Node, prefix: str = "") -> list[str]:
+    """The keys that took their default, but for those of a node that takes any key."""
+    if node.model_config["extra"] == "allow":
+        return []
+    given = node.model_fields_set
+    missing = [f"{prefix}{name}" for name in type(node).model_fields if name not in given]
+    inside = [_left_out(value, f"{prefix}{name}.") for name, value in node if isinstance(value, Node)]
+    return [*missing, *(key for keys in inside for key in keys)]
 
 
 def plain(config: Node) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class ImageDataModule(L.LightningDataModule):
         assert self.augment is not None
         images, labels, indices = self._sets["train"]
         order, epoch, first = next(iter(Turns(indices, self.batch_size, self.train_batches, self._order_seed)))
-        chosen = order[: self.batch_size]
+        chosen = torch.from_numpy(order[: self.batch_size])
         images_BHWC, labels_B = Images(images, labels).__getitems__(chosen)
         return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
 
@@ -314,11 +314,12 @@ class Images(Dataset):
 class TrainImages(Images):
     """Fetches a turn's images and labels, followed by what `Turns` says of it: its indices, epoch and first batch."""
 
-    def __getitems__(self, turn: tuple[Tensor, int, int]) -> tuple[Any, ...]:  # type: ignore[override]
-        return (*super().__getitems__(turn[0]), *turn)
+    def __getitems__(self, turn: tuple[np.ndarray, int, int]) -> tuple[Any, ...]:  # type: ignore[override]
+        indices_T = torch.from_numpy(turn[0])
+        return (*super().__getitems__(indices_T), indices_T, *turn[1:])
 
 
-class Turns(Sampler[tuple[Tensor, int, int]]):
+class Turns(Sampler[tuple[np.ndarray, int, int]]):
     """The turns of the training loop: (indices of some batches, epoch, number of the first batch in its epoch).
 
     An epoch's order is a function of `seed` and the epoch alone (seed None: as given), whatever the turns. Where
@@ -344,12 +345,11 @@ class Turns(Sampler[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return math.ceil(self.batches / self.batches_a_turn)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int, int]]:
         epoch, turn, first = self._position()
-        order = self.indices
+        order = self.indices.numpy()  # a tensor would reach a worker by a file that its process must still hold open
         if self.seed is not None:
-            shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(order))
-            order = order[torch.from_numpy(shuffled)]
+            order = order[np.random.default_rng((self.seed, epoch)).permutation(len(order))]
         for end in range(turn + 1, len(self) + 1):
             last = min(end * self.batches_a_turn, self.batches)
             yield order[first * self.batch_size : last * self.batch_size], epoch, first
