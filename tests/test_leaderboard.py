@@ -121,6 +121,13 @@ def test_rows_of_one_name_show_the_keys_in_which_they_differ(tmp_path: Path) -> 
     ]
 
 
+def test_what_is_drawn_and_trusted_splits_no_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0)
+    write_run(tmp_path / "b", 1, config={"figures": False, "trust": ["my_net"]})
+    (row,) = compare([tmp_path])
+    assert (row.seeds, row.differs) == ((0, 1), "")
+
+
 def test_a_group_that_is_off_differs_from_one_that_is_on(tmp_path: Path) -> None:
     write_run(tmp_path / "a", val=0.9, config={"logger": None, "scheduler": {"_target_": "a.StepLR", "monitor": None}})
     write_run(tmp_path / "b", val=0.8, config={"scheduler": None})

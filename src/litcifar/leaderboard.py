@@ -27,6 +27,7 @@ FREE = (
     "test",
     "tta",
     "trust",
+    "figures",
     "logger",
     "trainer.enable_progress_bar",
     "trainer.profiler",
