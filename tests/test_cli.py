@@ -19,8 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from litcifar import cli, run_folder
-from litcifar.config import TrainConfig, compose, conf_dir, flat
+from litcifar.config import TrainConfig
 from litcifar.errors import Interrupted
+from litcifar.keys import compose, conf_dir, flat
 from litcifar.models import ImageClassifier
 from tests.test_training import result, same
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from litcifar import config
-from litcifar.config import ConvPoolConfig, MLPConfig, Node, TrainConfig, TrainerConfig, build, check, flat, plain
+from litcifar.config import ConvPoolConfig, MLPConfig, Node, TrainConfig, TrainerConfig, build, check, plain
 from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError
+from litcifar.keys import flat
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import ClassifierOptions
 from litcifar.training import OPTIMIZATION

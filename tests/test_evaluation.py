@@ -9,11 +9,12 @@ import torch
 
 from litcifar import training
 from litcifar.checkpoints import model_of, read
-from litcifar.config import EvaluateConfig, TrainConfig, check, compose
+from litcifar.config import EvaluateConfig, TrainConfig, check
 from litcifar.data import CIFAR10DataModule
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.errors import MachineError
 from litcifar.evaluation import Evaluation, evaluate
+from litcifar.keys import compose
 from litcifar.models import ImageClassifier
 from tests.conftest import Compose
 

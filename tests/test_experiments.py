@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from litcifar import checkpoints, training
-from litcifar.config import conf_dir
 from litcifar.data import ShapesDataModule
+from litcifar.keys import conf_dir
 from tests.conftest import Compose
 
 GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")

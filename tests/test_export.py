@@ -14,10 +14,11 @@ import torch
 from litcifar import export as export_module
 from litcifar import training
 from litcifar.checkpoints import model_of, read
-from litcifar.config import ExportConfig, TrainConfig, check, compose, train_config
+from litcifar.config import ExportConfig, TrainConfig, check, train_config
 from litcifar.data import shapes
 from litcifar.errors import ConfigError, MachineError, UserError
 from litcifar.export import export
+from litcifar.keys import compose
 
 RECIPES = {
     "mlp": ("model=mlp", "model.hidden=[32]", "model.batch_norm=true", "model.mean=[.5,.4,.3]", "model.std=[.2,.3,.2]"),

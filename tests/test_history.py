@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from litcifar.history import History, read_rows
+from litcifar.history import History
+from litcifar.run_folder import read_rows
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

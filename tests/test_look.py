@@ -7,9 +7,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from litcifar.config import LookConfig, check, compose
+from litcifar.config import LookConfig, check
 from litcifar.data import CIFAR10DataModule, cifar10_files
 from litcifar.errors import MachineError
+from litcifar.keys import compose
 from litcifar.look import augmented, look, of_each_class
 
 

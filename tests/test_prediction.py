@@ -13,9 +13,10 @@ from PIL import Image
 
 from litcifar import prediction, training
 from litcifar.checkpoints import model_of, read
-from litcifar.config import PredictConfig, check, compose, train_config
+from litcifar.config import PredictConfig, check, train_config
 from litcifar.data import image_file
 from litcifar.errors import CheckpointError, ConfigError, MachineError
+from litcifar.keys import compose
 from litcifar.models import ImageClassifier
 from litcifar.prediction import Row, device_of, find_images, line, predict, printable, rows_of, text_of
 from litcifar.tta import mean_logits

@@ -13,8 +13,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litcifar import figures, style, training
-from litcifar.config import TrainConfig, check, compose
+from litcifar.config import TrainConfig, check
 from litcifar.evaluation import Evaluation
+from litcifar.keys import compose
 from litcifar.layers import layers
 from litcifar.models import MLP
 from litcifar.report import Report, size

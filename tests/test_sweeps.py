@@ -19,7 +19,8 @@ from rich.console import Console
 
 from litcifar import checkpoints, cli, sweeps, training
 from litcifar.comparison import compare
-from litcifar.config import TrainConfig, check, compose, conf_dir
+from litcifar.config import TrainConfig, check
+from litcifar.keys import compose, conf_dir
 from litcifar.leaderboard import find_runs, rank
 from litcifar.sweeps import Answer, Question, answer, question_of
 from tests.test_leaderboard import write_run

@@ -31,60 +31,36 @@ FAILURE_FILE = "error.txt"
 
 def train() -> None:
     """litcifar-train"""
-    _run("train", train_job, resume_in_place(sys.argv[1:]))
+    _run("train", _train, resume_in_place(sys.argv[1:]))
 
 
 def evaluate() -> None:
     """litcifar-evaluate"""
-    _run("evaluate", evaluate_job, sys.argv[1:])
+    _run("evaluate", _evaluate, sys.argv[1:])
 
 
 def look() -> None:
     """litcifar-look"""
-    _run("look", look_job, sys.argv[1:])
+    _run("look", _look, sys.argv[1:])
 
 
 def compare() -> None:
     """litcifar-compare"""
-    _run("compare", compare_job, sys.argv[1:], bare="folders")
+    _run("compare", _compare, sys.argv[1:], bare="folders")
 
 
 def predict() -> None:
     """litcifar-predict"""
-    _run("predict", predict_job, sys.argv[1:], bare="images")
+    _run("predict", _predict, sys.argv[1:], bare="images")
 
 
 def export() -> None:
     """litcifar-export"""
-    _run("export", export_job, sys.argv[1:])
-
-
-def train_job(cfg: DictConfig) -> float:
-    """One training run; its value is the best validation accuracy, NaN where it failed."""
-    return _guarded(_train, cfg)
-
-
-def evaluate_job(cfg: DictConfig) -> float:
-    return _guarded(_evaluate, cfg)
-
-
-def look_job(cfg: DictConfig) -> float:
-    return _guarded(_look, cfg)
-
-
-def compare_job(cfg: DictConfig) -> float:
-    return _guarded(_compare, cfg)
-
-
-def predict_job(cfg: DictConfig) -> float:
-    return _guarded(_predict, cfg)
-
-
-def export_job(cfg: DictConfig) -> float:
-    return _guarded(_export, cfg)
+    _run("export", _export, sys.argv[1:])
 
 
 def _train(cfg: DictConfig) -> float:
+    """One training run; its value, which a sweeper may seek to raise, is the best validation accuracy."""
     hydra_config = HydraConfig.get()
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
     _check_sweep(hydra_config, asked)
@@ -119,8 +95,8 @@ def _look(cfg: DictConfig) -> float:
     from litcifar.config import LookConfig, check
 
     config = check(_container(cfg), LookConfig)
-
-    from litcifar.look import look
+    with signals.deferred():
+        from litcifar.look import look
 
     look(config)
     return 0.0
@@ -130,8 +106,8 @@ def _compare(cfg: DictConfig) -> float:
     from litcifar.config import CompareConfig, check
 
     config = check(_container(cfg), CompareConfig)
-
-    from litcifar.comparison import compare
+    with signals.deferred():
+        from litcifar.comparison import compare
 
     csv_path = Path(config.csv) if config.csv else None
     compare([Path(folder) for folder in config.folders], csv_path, config.data.root, config.trust)
@@ -154,8 +130,8 @@ def _predict(cfg: DictConfig) -> float:
     find_checkpoint(config.ckpt, BEST)
     if config.output:
         output_file(config.output, config.overwrite)
-
-    from litcifar.prediction import predict
+    with signals.deferred():
+        from litcifar.prediction import predict
 
     return predict(config)
 
@@ -165,8 +141,8 @@ def _export(cfg: DictConfig) -> float:
 
     config = check(_container(cfg), ExportConfig)
     find_checkpoint(config.ckpt, BEST)
-
-    from litcifar.export import export
+    with signals.deferred():
+        from litcifar.export import export
 
     export(config)
     return 0.0
@@ -212,6 +188,10 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
 
     bare: the key of the arguments that have none.
     """
+
+    def task(cfg: DictConfig) -> float:
+        return _guarded(job, cfg)
+
     # Hydra prints errors in its own way and exits with 1, unless it is asked for tracebacks: then it raises them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -219,7 +199,7 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
     try:
         with signals.handled(signals.raise_interrupted):
             sys.argv[1:] = _options_first(arguments, name, bare)
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except UserError as error:
         FAILURES.append(error)
     except Interrupted as error:

@@ -25,8 +25,6 @@ from pydantic import (
 
 from litcifar.errors import ConfigError
 from litcifar.keys import compose, suggestion
-from litcifar.keys import conf_dir as conf_dir
-from litcifar.keys import flat as flat
 
 TRUSTED = ("litcifar", "torch.optim", "lightning.pytorch.loggers")
 

@@ -97,8 +97,7 @@ def _images(trained: TrainConfig, size: int) -> tuple[Tensor, str]:
         drawn, _ = shapes.draw(CHECKED, seed=1)
         nearest = np.arange(size) * drawn.shape[1] // size
         return torch.from_numpy(drawn[:, nearest][:, :, nearest].copy()), "drawn shapes"
-    images = torch.cat([images_BHWC for images_BHWC, _ in data.loader("test")])
-    return images[:CHECKED], f"test images of {data.name}"
+    return data.images("test", CHECKED), f"test images of {data.name}"
 
 
 def _onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Program]:

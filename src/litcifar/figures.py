@@ -46,7 +46,7 @@ def of_answers(evaluation: "Evaluation", images_NHWC: Tensor, model: ImageClassi
 def curves(rows: Sequence[dict[str, float]]) -> Figure:
     """Accuracy and loss of each epoch, training and validation on shared axes.
 
-    rows: those of metrics.csv (`history.read_rows`); an epoch without validation lacks its columns.
+    rows: those of metrics.csv (`run_folder.read_rows`); an epoch without validation lacks its columns.
     """
     figure = _figure(11.4, 3.4)
     labels = {"acc": ("training", "validation"), "loss": ("training, as minimised", "validation, cross-entropy")}

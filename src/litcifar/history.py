@@ -191,12 +191,6 @@ def _known(trainer: L.Trainer, split: str) -> dict[str, float]:
     return {name: float(value) for name, value in metrics if name in COLUMNS and name.startswith(split)}
 
 
-def read_rows(csv_path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, as `History` has them: what an epoch lacks, such as a validation, is left out."""
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)

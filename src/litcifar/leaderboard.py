@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from litcifar.config import flat
 from litcifar.errors import CheckpointError, MachineError
+from litcifar.keys import flat
 from litcifar.run_folder import LAST, METRICS
 
 # Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was

@@ -1,7 +1,6 @@
 """The leaderboard as one HTML page that needs no other file and no network."""
 
 import base64
-import csv
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from litcifar import charts, run_folder, style
 from litcifar.leaderboard import Row, Run, duration, percent, untested
-from litcifar.run_folder import HISTORY
+from litcifar.run_folder import HISTORY, read_rows
 from litcifar.sweeps import Answer
 
 ANSWER = "answer.png"
@@ -125,7 +124,7 @@ def embedded(figure: Figure) -> str:
 
 def _curve(run: Run) -> dict[int, float]:
     try:
-        with (run.folder / HISTORY).open(newline="", encoding="utf-8") as file:
-            return {int(row["epoch"]): float(row["val/acc"]) for row in csv.DictReader(file) if row["val/acc"]}
+        rows = read_rows(run.folder / HISTORY)
+        return {int(row["epoch"]): row["val/acc"] for row in rows if "val/acc" in row}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

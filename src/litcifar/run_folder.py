@@ -1,6 +1,7 @@
 """The files of a run's folder."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -110,3 +111,9 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     """What metrics.json holds; None where the run has not finished."""
     path = folder / METRICS
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_rows(csv_path: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, as `History` has them: what an epoch lacks, such as a validation, is left out."""
+    with csv_path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

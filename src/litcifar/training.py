@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litcifar import checkpoints, figures, report
 from litcifar.averaging import EMA, Lookahead
-from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, flat, plain
+from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
+from litcifar.keys import flat
 from litcifar.layers import Layer, layer_table, layers
 from litcifar.models import ImageClassifier, build_model
 from litcifar.report import Report

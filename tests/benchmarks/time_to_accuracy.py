@@ -18,8 +18,9 @@ from pathlib import Path
 
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 
-from litcifar.config import conf_dir, train_config
+from litcifar.config import train_config
 from litcifar.errors import ConfigError
+from litcifar.keys import conf_dir
 from litcifar.run_folder import HISTORY, read_metrics
 
 

@@ -6,26 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from litcifar.data import image_file, image_folder
 from litcifar.errors import DataError
+from tests.data.test_image_file import BLUE, GREEN, RED, image_of, plain, save
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def save(path: Path, image: Image.Image, **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)  # type: ignore[arg-type]
-    return path
-
-
-def plain(mode: str = "RGB", size: tuple[int, int] = (8, 8), colour: object = RED) -> Image.Image:
-    return Image.new(mode, size, colour)  # type: ignore[arg-type]
-
-
-def image_of(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(array)
+WHITE = (255, 255, 255)
 
 
 @pytest.fixture
