@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar import signals
+from litcifar import ranks, signals
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
 from litcifar.keys import closest, compose, conf_dir, flat, suggestion
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
@@ -73,7 +73,7 @@ def _train(cfg: DictConfig) -> float:
         find_checkpoint(config.resume, LAST)
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
     run_dir = Path(hydra_config.runtime.output_dir)
-    with claimed(run_dir):
+    with claimed(run_dir) if ranks.rank() == 0 else contextlib.nullcontext():
         with signals.deferred():
             from litcifar.training import train
 

@@ -217,7 +217,9 @@ class TrainerConfig(Node):
     """Keyword arguments of `lightning.Trainer`, but for those that litcifar itself fills in."""
 
     accelerator: Accelerator
-    devices: Literal[1]
+    devices: Count | Literal["auto"]
+    num_nodes: Count = 1
+    strategy: Literal["auto", "ddp"] = "auto"
     precision: Precision
     max_epochs: Count
     min_epochs: Count | None
@@ -281,6 +283,10 @@ class TrainConfig(Node):
             raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
+        if self.trainer.strategy != "ddp" and (self.trainer.devices != 1 or self.trainer.num_nodes != 1):
+            key = "devices" if self.trainer.devices != 1 else "num_nodes"
+            value = getattr(self.trainer, key)
+            raise ValueError(f"trainer.{key}={value} is several processes - set trainer=ddp beside it, or leave it out")
         for group, target in (("data", self.data.target), ("model", self.model.target)):
             if not within(target, ["litcifar", *self.trust]):
                 raise ValueError(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from litcifar import ranks
+
 
 def console() -> Console:
-    """Standard output; lines are not cut to 80 columns where it is a file or a pipe."""
+    """Standard output; lines are not cut to 80 columns where it is a file or a pipe. One process of several prints."""
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else 160, highlight=False, soft_wrap=not terminal)
+    others = ranks.rank() > 0
+    return Console(width=None if terminal else 160, highlight=False, soft_wrap=not terminal, quiet=others)
 
 
 def short(path: Path) -> str:
@@ -23,7 +26,8 @@ def short(path: Path) -> str:
 
 def quiet() -> None:
     """Silences Lightning's tips and notes, and warnings that ask a litcifar user for nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("torch") else logging.WARNING)
     for message in (
         ".*LeafSpec.*is deprecated",  # torch's pytree, at every fit
         "Precision .* is not supported by the model summary",  # which says sizes in MB; litcifar's does not

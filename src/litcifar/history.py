@@ -50,7 +50,7 @@ class History(Checkpoint):
             TextColumn("{task.fields[rate]}"),
             console=console,
             transient=True,
-            disable=not (progress_bar and console.is_terminal),
+            disable=not (progress_bar and console.is_terminal) or console.quiet,
         )
         self._next_look = 0.0
         self.rows: list[dict[str, float]] = []
@@ -120,7 +120,8 @@ class History(Checkpoint):
         }
         self.rows.append(row)
         self._epoch = dict(NOTHING)
-        self.write()
+        if trainer.is_global_zero:
+            self.write()
         self.console.print(self._line(row, trainer.max_epochs or 0))
 
     def write(self) -> None:

@@ -42,7 +42,7 @@ class Steps(Checkpoint):
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
             self._check("loss", outputs["loss"], trainer)
         # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
-        if self.signal_number and not trainer.is_last_batch:
+        if not trainer.is_last_batch and self._signal(trainer):
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
@@ -52,22 +52,29 @@ class Steps(Checkpoint):
         self._check("network's answer", outputs, trainer)  # before a checkpoint is ranked by it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.signal_number:
+        if self._signal(trainer):
             self._interrupt(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for number, handler in self._handlers.items():  # before the last look
             signal.signal(number, handler)
-        if self.signal_number:
+        if self._signal(trainer):
             self._interrupt(trainer)
 
     def _check(self, what: str, values: Tensor, trainer: L.Trainer) -> None:
-        if not torch.isfinite(values).all():
+        if not trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(values).all())):
             raise DivergedError(
                 f"the {what} became infinite or NaN in epoch {trainer.current_epoch + 1}, by step "
                 f"{trainer.global_step} - lower optim.lr or set trainer.gradient_clip_val; "
                 "earlier epochs' checkpoints are kept"
             )
+
+    def _signal(self, trainer: L.Trainer) -> int:
+        """The number of the signal that has come, to any of the processes; 0 for none. They stop at the same step."""
+        if trainer.world_size > 1:
+            seen = torch.tensor(float(self.signal_number), device=trainer.strategy.root_device)
+            self.signal_number = int(trainer.strategy.reduce(seen, reduce_op="max"))
+        return self.signal_number
 
     def _stop(self, signal_number: int) -> None:
         self.signal_number = signal_number

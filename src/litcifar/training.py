@@ -13,13 +13,13 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures, report
+from litcifar import checkpoints, figures, processes, ranks, report
 from litcifar.averaging import EMA, Lookahead
 from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
 from litcifar.console import console as make_console
@@ -31,6 +31,7 @@ from litcifar.history import History, duration
 from litcifar.keys import flat
 from litcifar.layers import Layer, layer_table, layers
 from litcifar.models import ImageClassifier, build_model
+from litcifar.models.synced_norm import synchronise
 from litcifar.report import Report
 from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
@@ -47,6 +48,7 @@ from litcifar.training import train
 
 config = read_metrics(Path({!r}))["config"]
 train(check(config, TrainConfig), Path("again"))"""
+CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU
 # What may differ in a resumed run, beside trainer.*
 FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
 
@@ -70,12 +72,21 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         )
         return finished
 
-    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
+    if config.trainer.accelerator in ("gpu", "cuda") and not _cuda(config):
         raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    count = _processes(config)
     _try(_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
-    data, config, reason_for_shapes = prepare(config, console)
-    substituted = reason_for_shapes or substituted
+    _, config, reason_for_shapes = prepare(config, console)
+    job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted)
+    return processes.run(_train, count, *job) if count > 1 and not ranks.launched() else _train(*job)
+
+
+def _train(config: TrainConfig, run_dir: Path, checkpoint_path: Path | None, substituted: str | None) -> dict[str, Any]:
+    """The run, or one process's part of it: rank 0 writes all files, evaluates, and returns what metrics.json holds."""
+    console = make_console()
+    quiet()
+    cuda = _cuda(config)
+    data = checkpoints.data_of(config)
     model = _model(config, data)
     precision, reason = _precision(config, cuda)
     data.setup()
@@ -91,6 +102,9 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    if ranks.world_size() > 1:
+        device = f"{ranks.world_size()} x {device}"
+        synchronise(model.net)
     console.print(f"[bold]{config.name}[/] seed {config.seed} on {device}; {precision} ({reason}); {short(run_dir)}")
     for split, of_class in counts.items():
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
@@ -106,6 +120,10 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
     if history.best is None:
         raise ConfigError("the run ended before its first validation - give it more steps or time")
+    if ranks.world_size() > 1:  # what follows is one process's
+        torch.distributed.destroy_process_group()
+        if ranks.rank() > 0:
+            return history.best
     trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
     reported = "test" if config.test else "val"
     # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
@@ -140,6 +158,34 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
             console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
     _say_end(console, metrics, commands, time.perf_counter() - start)
     return metrics
+
+
+def _cuda(config: TrainConfig) -> bool:
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def _processes(config: TrainConfig) -> int:
+    """The processes on this machine; ConfigError and MachineError where there cannot be so many."""
+    asked, gpus = config.trainer.devices, torch.cuda.device_count() if _cuda(config) else 0
+    nodes = config.trainer.num_nodes
+    if ranks.launched():
+        count = int(os.environ["LOCAL_WORLD_SIZE"])
+        if config.trainer.strategy != "ddp" or asked not in (count, "auto") or ranks.world_size() != count * nodes:
+            raise ConfigError(
+                f"torchrun started {ranks.world_size()} processes, {count} on this machine, for "
+                f"trainer.devices={asked} and trainer.num_nodes={nodes} - give trainer=ddp and the same numbers"
+            )
+        return count
+    if nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}: on each of the machines torchrun starts litcifar-train - see README"
+        )
+    if config.trainer.strategy != "ddp":
+        return 1
+    count = (gpus or CPU_PROCESSES) if asked == "auto" else asked
+    if gpus and count > gpus:
+        raise MachineError(f"trainer.devices={count}: there are {gpus} GPUs - use as many or fewer")
+    return count
 
 
 def _report(
@@ -189,6 +235,17 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
         "val": len(data.val_dataloader()),
         "test": len(data.test_dataloader()),
     }
+    world = ranks.world_size()
+    for key, split, size in (
+        ("batch_size", "train", data.batch_size),
+        ("eval_batch_size", "val", data.eval_batch_size),
+    ):
+        last = len(data.indices(split)) % size or size
+        if last < world and not (split == "train" and data.drop_last):
+            raise ConfigError(
+                f"data.{key}={size} leaves {last} images in the last batch for {world} processes - choose another size"
+                f"{', or set data.drop_last=true' if split == 'train' else ''}"
+            )
     for split, limit in limits.items():
         if limit is not None:
             batches[split] = min(batches[split], limit) if isinstance(limit, int) else int(batches[split] * limit)
@@ -227,6 +284,9 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
 def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
+    # One process is one, whatever SLURM_NTASKS says.
+    environment = TorchElasticEnvironment() if ranks.launched() else LightningEnvironment()
+    options["devices"] = _processes(config)
     logger: Logger | bool = False
     if config.logger:
         folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
@@ -251,7 +311,7 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
         **options,
         logger=logger,
         callbacks=callbacks,
-        plugins=[checkpoints.WholeCheckpoints(), LightningEnvironment()],  # one process, whatever SLURM_NTASKS says
+        plugins=[checkpoints.WholeCheckpoints(), environment],
         default_root_dir=run_dir,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -12,10 +12,12 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from litcifar import ranks
 from litcifar.config import ParameterKind, build
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.errors import ConfigError
@@ -168,12 +170,16 @@ class ImageClassifier(L.LightningModule):
             turn = [turn]
         optimizer, schedulers = self.optimizers(), self._schedulers("step")
         assert isinstance(optimizer, LightningOptimizer)
-        loss = torch.zeros(())
+        loss, several = torch.zeros(()), self.trainer.world_size > 1
         for number, (images_BHWC, labels) in enumerate(turn, 1):
             part = (number - 1) % self.accumulate_grad_batches
             if self.seed is not None:
-                self._draw_anew(self.seed * 1_000_003 + self.trainer.global_step * self.accumulate_grad_batches + part)
-            loss = self.loss(images_BHWC, labels)
+                step = self.trainer.global_step * self.accumulate_grad_batches + part
+                self._draw_anew(self.seed * 1_000_003 + step + (self.trainer.global_rank << 53))
+            if several:
+                loss = self.loss(self._share(images_BHWC), self._share(labels), len(labels))
+            else:
+                loss = self.loss(images_BHWC, labels)
             with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
                 self.manual_backward(loss / self.accumulate_grad_batches)
             if part + 1 < self.accumulate_grad_batches and number < len(turn):
@@ -186,18 +192,30 @@ class ImageClassifier(L.LightningModule):
             for scheduler in schedulers:
                 scheduler.step()
             over = self.trainer.global_step == self.trainer.max_steps
-            if over or (self.interrupted and not self.trainer.is_last_batch):
+            if over or (self.interrupted and not several and not self.trainer.is_last_batch):
                 break
         return loss.detach()
 
-    def loss(self, images_BHWC: Tensor, labels: Tensor) -> Tensor:
-        """The loss that is minimised; labels are int64 [B], or probabilities [B, K] after mixup or cutmix."""
+    def loss(self, images_BHWC: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+        """The loss that is minimised; labels are int64 [B], or probabilities [B, K] after mixup or cutmix.
+
+        batch_size: of the whole batch, where these images are this process's share of it. The mean of the processes'
+        gradients is then that of the whole batch.
+        """
         logits_BK = self(images_BHWC)
-        loss = cross_entropy(logits_BK, labels, label_smoothing=self.label_smoothing, reduction=self.loss_reduction)
+        mean = self.loss_reduction == "mean"
+        loss = seen = cross_entropy(
+            logits_BK, labels, label_smoothing=self.label_smoothing, reduction=self.loss_reduction
+        )
+        part = 1.0
+        if batch_size is not None:
+            part = len(labels) / batch_size
+            loss = loss * self.trainer.world_size * (part if mean else 1)
         if self.l1:
-            loss = loss + self.l1 * sum(p.abs().sum() for p in self.net.parameters() if p.ndim > 1)
+            penalty = self.l1 * sum(p.abs().sum() for p in self.net.parameters() if p.ndim > 1)
+            loss, seen = loss + penalty, seen + penalty * (1 if mean else part)
         # Updating torchmetrics takes longer than a small network's step, so the epoch's outputs are kept on the device.
-        self._train_outputs.append((logits_BK.detach(), labels, loss.detach()))
+        self._train_outputs.append((logits_BK.detach(), labels, seen.detach()))
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -275,7 +293,7 @@ class ImageClassifier(L.LightningModule):
         kinds: dict[nn.Parameter, ParameterKind] = {}
         for layer in self.net.modules():
             for name, parameter in layer.named_parameters(recurse=False):
-                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                if isinstance(layer, _BatchNorm):
                     kinds[parameter] = "norm"
                 elif layer in head:
                     kinds[parameter] = "head"
@@ -321,12 +339,18 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._update_train_metrics()
         checkpoint["litcifar"] = self.provenance
-        # Of the epoch so far, so that a resumed one has the metrics of the whole.
-        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self.train_metrics.items()}
+        # Of the epoch so far, so that a resumed one has the metrics of the whole; of all processes, as one has them.
+        saved = checkpoint["train_metrics"] = {}
+        for name, metric in self.train_metrics.items():
+            with metric.sync_context():  # which makes a tensor of a list
+                saved[name] = {
+                    state: [value] if isinstance(value, Tensor) and value.ndim == 2 else value
+                    for state, value in metric.metric_state.items()
+                }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.provenance = self.provenance or checkpoint.get("litcifar", {})
-        for name, metric in self.train_metrics.items():
+        for name, metric in self.train_metrics.items() if ranks.rank() == 0 else ():
             for state, value in checkpoint.get("train_metrics", {}).get(name, {}).items():
                 setattr(metric, state, value)
 
@@ -353,15 +377,20 @@ class ImageClassifier(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    def _share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch [B, ...], of which each has the whole: every so many-th image."""
+        world = self.trainer.world_size
+        return batch[self.trainer.global_rank :: world] if world > 1 else batch
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
-        images_BHWC, labels_B = batch
+        images_BHWC, labels_B = (self._share(whole) for whole in batch)
         logits_BK = self(images_BHWC).float()
         metrics["acc"].update(logits_BK, labels_B)
         metrics["loss"].update(cross_entropy(logits_BK, labels_B)[None], weight=labels_B.new_tensor([len(labels_B)]))
         return logits_BK
 
     def _log(self, metrics: MetricCollection) -> None:
-        self.log_dict(metrics.compute())
+        self.log_dict(metrics.compute(), sync_dist=self.trainer.world_size > 1)  # synchronised: that silences a warning
         metrics.reset()
 
 

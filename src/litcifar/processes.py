@@ -1,0 +1,98 @@
+"""Starts several processes on this machine, with the environment that torchrun would give them, and minds them."""
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessContext, ProcessException
+
+from litcifar import signals
+from litcifar.errors import Interrupted, MachineError, UserError, explained
+
+LOOK_SECONDS = 0.1  # between two looks at the processes
+GRACE_SECONDS = 5.0  # for those that are left when one has ended before its time
+STOP_SECONDS = 60.0  # from a signal on, for a turn of the training loop and a checkpoint
+
+Result = TypeVar("Result")
+
+
+def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
+    """Calls the function in `count` processes on this machine; the result of rank 0.
+
+    What goes wrong in any of them is raised here. A signal is handed on to all of them, so that they stop in order.
+    """
+    answers = mp.get_context("spawn").SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with signals.blocked():  # until they can handle them
+        work = (function, arguments, count, port, answers)
+        processes = mp.start_processes(_process, work, count, join=False, start_method="spawn")
+    assert isinstance(processes, ProcessContext)
+    found: dict[int, Any] = {}
+    try:
+        _wait(processes, answers, found)
+    except Interrupted as error:
+        for process in processes.processes:
+            if process.is_alive():
+                os.kill(process.pid, error.signal_number)
+        _wait(processes, answers, found, STOP_SECONDS)
+        raise
+    except ProcessException as error:
+        _collect(answers, found)
+        causes = [e for e in _errors(found) if isinstance(e, UserError) and e.exit_code != UserError.exit_code]
+        if not causes:  # of the others there are only those that it caused
+            raise MachineError(
+                f"{str(error).strip().splitlines()[-1]}, one of {count} - it may have been killed for want of memory: "
+                "go on with resume=..., and with fewer processes, trainer.devices=..."
+            ) from error
+    finally:
+        for process in processes.processes:
+            process.kill()
+    if errors := _errors(found):
+        raise errors[0]
+    return found[0]
+
+
+def _wait(
+    processes: ProcessContext, answers: SimpleQueue, found: dict[int, Any], seconds: float = float("inf")
+) -> None:
+    """Until all processes have ended; ProcessException where one of them has ended without an answer."""
+    end = time.monotonic() + seconds
+    while not processes.join(LOOK_SECONDS, GRACE_SECONDS) and time.monotonic() < end:
+        _collect(answers, found)
+    _collect(answers, found)
+
+
+def _collect(answers: SimpleQueue, found: dict[int, Any]) -> None:
+    while not answers.empty():
+        number, answer = answers.get()
+        found[number] = answer
+
+
+def _errors(found: dict[int, Any]) -> list[BaseException]:
+    """What went wrong. What one process says of itself first: others then fail, and know only that it is gone."""
+    errors = [answer for answer in found.values() if isinstance(answer, BaseException)]
+    return sorted(errors, key=lambda error: getattr(error, "exit_code", 1) == UserError.exit_code)
+
+
+def _process(number: int, function: Any, arguments: Any, count: int, port: int, answers: SimpleQueue) -> None:
+    numbers = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in numbers.items()}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "litcifar", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    answer: Any
+    try:
+        with signals.handled(signals.raise_interrupted):
+            signals.unblock()
+            answer = function(*arguments)
+    except (Exception, Interrupted) as error:
+        answer = error if isinstance(error, UserError | Interrupted) else explained(error)
+        answer.add_note(f"In process {number}:\n{traceback.format_exc()}")  # a traceback cannot be sent
+    answers.put((number, answer))

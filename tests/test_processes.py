@@ -1,0 +1,69 @@
+"""Processes that are started together: what they are told, and what becomes of their answers, errors and signals."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from litcifar import processes, ranks, signals
+from litcifar.errors import ConfigError, Interrupted, MachineError
+
+
+def environment() -> tuple[int, int, dict[str, str]]:
+    names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    return ranks.rank(), ranks.world_size(), {name: os.environ[name] for name in names}
+
+
+def one_is_wrong() -> None:
+    if ranks.rank() == 1:
+        raise ConfigError("a value - another one")
+    raise RuntimeError("the other process is gone")
+
+
+def one_is_killed() -> None:
+    if ranks.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def wait_in(folder: Path) -> None:
+    try:
+        (folder / f"begun {ranks.rank()}").touch()
+        time.sleep(60)
+    except Interrupted as error:
+        (folder / f"{error.exit_code} {ranks.rank()}").touch()
+        raise
+
+
+def test_each_process_has_its_rank_and_the_first_answers() -> None:
+    rank, world, local = processes.run(environment, 2)
+    assert (rank, world) == (0, 2)
+    assert local == {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    assert (ranks.rank(), ranks.world_size(), ranks.launched()) == (0, 1, False)
+
+
+def test_the_error_that_says_most_is_raised() -> None:
+    with pytest.raises(ConfigError, match="a value - another one") as error:
+        processes.run(one_is_wrong, 2)
+    assert "In process 1:" in error.value.__notes__[0]
+
+
+def test_a_killed_process_ends_the_others_and_is_a_matter_of_the_machine() -> None:
+    with pytest.raises(MachineError, match="process 1 terminated with signal SIGKILL, one of 2 - "):
+        processes.run(one_is_killed, 2)
+
+
+def test_a_signal_reaches_all(tmp_path: Path) -> None:
+    def send() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with signals.handled(signals.raise_interrupted):
+        threading.Thread(target=send).start()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            processes.run(wait_in, 2, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"begun 0", "begun 1", "143 0", "143 1"}
