@@ -22,7 +22,8 @@ from litcifar.checkpoints import read
 from litcifar.errors import DivergedError, MachineError
 from litcifar.history import History
 from litcifar.models import MLP
-from litcifar.run_folder import BEST, LAST, METRICS, read_metrics
+from litcifar.run_folder import BEST, HISTORY, LAST, METRICS, read_metrics, read_rows
+from tests import slurm
 from tests.conftest import Compose
 from tests.test_run_folder import full_disk, sha256
 from tests.test_training import same, weights
@@ -225,3 +226,44 @@ def test_a_killed_sweep_goes_on_with_the_job_that_was_killed(tiny: list[str], tm
     for seed in range(4):
         metrics = json.loads((tmp_path / "sweep" / f"{seed}_mlp_seed{seed}" / METRICS).read_text())
         assert metrics["epochs"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "slurm"])
+def test_a_job_that_is_queued_again_goes_on_in_its_folder(tiny: list[str], tmp_path: Path, launcher: str) -> None:
+    """Both jobs of a sweep get submitit's signal amid an epoch, twice; the queue of SLURM has a stand-in."""
+    queue, commands, sweep = tmp_path / "queue", tmp_path / "bin", tmp_path / "sweep"
+    queue.mkdir()
+    commands.mkdir()
+    for name in ("sbatch", "srun", "sacct", "scontrol", "scancel"):
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{slurm.__file__}" {name} "$@"\n')
+        (commands / name).chmod(0o755)
+    environment = {**SCRIPT, "QUEUE": str(queue), "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    options = [*tiny, "data.batch_size=2", "trainer.max_epochs=60", f"hydra.sweep.dir={sweep}"]
+    script = [TRAIN, "-m", *options, "seed=0,1", f"hydra/launcher={launcher}"]
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folders = [sweep / f"{seed}_mlp_seed{seed}" for seed in (0, 1)]
+    end = time.monotonic() + 300
+    for start in (1, 2):
+        while not all(len(rows(folder)) >= 5 * start for folder in folders):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        pids = subprocess.run(["pgrep", "-f", f"submitit.core._submit.*{sweep}"], capture_output=True, text=True).stdout
+        for pid in pids.split():
+            os.kill(int(pid), signal.SIGUSR2)
+        time.sleep(3)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f"queued    each job writes below {sweep}/.submitit" in output
+    assert "error" not in output
+    logs = "".join(file.read_text() for file in (sweep / ".submitit").rglob("*_log.out"))
+    assert logs.count("Requeued job") == 4
+    for folder in folders:
+        assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, 61))
+        assert read_metrics(folder) is not None
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    file = folder / HISTORY
+    return read_rows(file) if file.is_file() else []

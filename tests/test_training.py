@@ -160,17 +160,18 @@ def test_without_a_test_the_validation_set_alone_is_augmented(compose: Compose, 
 class StopAfter(Callback):
     """Sends this process a signal before an optimizer step, amid a turn of the loop, or in the validation after it."""
 
-    def __init__(self, step: int, in_validation: bool) -> None:
+    def __init__(self, step: int, in_validation: bool, number: int) -> None:
         self.step = step
         self.in_validation = in_validation
+        self.number = number
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         if not self.in_validation and trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self.in_validation and trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 class Uninterrupted:
@@ -197,18 +198,42 @@ def uninterrupted(compose: Compose, tmp_path_factory: pytest.TempPathFactory) ->
     return Uninterrupted(compose, tmp_path_factory.mktemp("uninterrupted"))
 
 
-def stop(config: TrainConfig, folder: Path, step: int, in_validation: bool = False) -> Interrupted:
+def stop(
+    config: TrainConfig, folder: Path, step: int, in_validation: bool = False, number: int = signal.SIGTERM
+) -> Interrupted:
     """Trains, and stops at an optimizer step."""
     trainer = training.L.Trainer
 
     def with_signal(*args: Any, callbacks: list[Callback], **kwargs: Any) -> L.Trainer:
-        return trainer(*args, callbacks=[StopAfter(step, in_validation), *callbacks], **kwargs)
+        return trainer(*args, callbacks=[StopAfter(step, in_validation, number), *callbacks], **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.L, "Trainer", with_signal)
         with pytest.raises(Interrupted) as interrupted:
             training.train(config, folder)
     return interrupted.value
+
+
+def test_a_job_that_is_to_be_queued_again_is_saved_first(
+    uninterrupted: Uninterrupted, few_turns: None, tmp_path: Path
+) -> None:
+    """submitit's handler of SIGUSR2 ends the process, by SystemExit."""
+    config, whole = uninterrupted("cnn")
+    queued: list[int] = []
+
+    def queue_again(number: int, frame: object) -> None:
+        queued.append(weights(tmp_path)["global_step"])
+        raise SystemExit(77)
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with pytest.raises(SystemExit, match="77"):
+            stop(config, tmp_path, 14, number=signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert queued == [14]
+    training.train(config, tmp_path)
+    assert same(result(tmp_path), result(whole))
 
 
 def result(folder: Path) -> dict[str, Any]:

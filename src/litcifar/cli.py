@@ -161,6 +161,8 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepSummary.folder = config.hydra.sweep.dir
+        if "submitit_folder" in config.hydra.launcher:
+            print(f"queued    each job writes below {SweepSummary.folder}/.submitit", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # a quarter of a megabyte of each job, which Hydra would keep
@@ -248,6 +250,8 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except (Exception, SystemExit) as error:
         if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
             _end_quietly()  # rich has turned it into sys.exit(1)
+        if isinstance(error, SystemExit):  # of submitit, which has put the job into the queue again
+            raise
         failure = explained(error)
     if multirun:
         report = "".join(traceback.format_exception(failure))

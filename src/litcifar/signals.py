@@ -11,6 +11,7 @@ from typing import NoReturn
 from litcifar.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+REQUEUE = getattr(signal, "SIGUSR2", None)  # submitit's: it puts the job into the queue again, and ends the process
 TWICE_SECONDS = 1.0
 
 

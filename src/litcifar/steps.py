@@ -20,7 +20,8 @@ class Steps(Checkpoint):
 
     A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
     The loss is looked at ten times an epoch: reading it waits for the device. The logits of a validation are looked at
-    too: the last step may have been the one. On SIGINT or SIGTERM the step is finished and `last.ckpt` is written.
+    too: the last step may have been the one. On SIGINT or SIGTERM the step is finished and `last.ckpt` is written; on
+    submitit's signal too, before its own handler is called.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -34,6 +35,8 @@ class Steps(Checkpoint):
         self._model = pl_module
         # In the place of Lightning's own, which restores at an error those that were there before it.
         self._handlers = signals.install(signals.Handler(self._stop))
+        if signals.REQUEUE and callable(signal.getsignal(signals.REQUEUE)):
+            self._handlers[signals.REQUEUE] = signal.signal(signals.REQUEUE, signals.Handler(self._stop))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,11 +80,14 @@ class Steps(Checkpoint):
         return self.signal_number
 
     def _stop(self, signal_number: int) -> None:
-        self.signal_number = signal_number
+        if self.signal_number != signals.REQUEUE:  # the others come with it when a job is pre-empted
+            self.signal_number = signal_number
         assert self._model is not None
         self._model.interrupted = True
 
     def _interrupt(self, trainer: L.Trainer) -> None:
+        if self.signal_number == signals.REQUEUE:
+            self._handlers[self.signal_number](self.signal_number, None)
         name = signal.Signals(self.signal_number).name
         where = f"epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
         raise Interrupted(f"stopped by {name} in {where} - resume={self.run_dir}", self.signal_number)
