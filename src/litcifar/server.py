@@ -1,0 +1,175 @@
+"""A Gradio page, served on this machine: what it needs is let through, and all else that Gradio would answer is not."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from litcifar.errors import MachineError
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+MAX_UPLOAD = 10_000_000  # bytes of a file
+MAX_UPLOAD_REQUEST = MAX_UPLOAD + 10_000  # with what a browser writes around it
+MAX_REQUEST = 1_000_000  # bytes of any other request; a drawing has some ten thousand
+MAX_CONNECTIONS = 512  # an open page has three or four
+GRACE_SECONDS = 1  # that an open page keeps the server from ending
+UPLOAD = "/gradio_api/upload"
+# Gradio also answers requests for addresses, for the code of the app and to change it, for its own API, and more.
+READ = re.compile(
+    r"/|/config|/theme\.css|/favicon\.ico|/(assets|static)/.+"
+    r"|/gradio_api/(startup-events|heartbeat/\w+|queue/data|upload_progress|file=(?!https?:).+)"
+)
+WRITE = re.compile(rf"{UPLOAD}|/gradio_api/(queue/join|cancel|reset)/?")
+HEADERS = {  # Gradio writes scripts and styles into its page; the browser lets none of it speak with anybody else
+    "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; "
+    "form-action 'none'; base-uri 'self'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Gate:
+    """Lets through what a page needs, from who opened it under one of `hosts`; the files it names lie in `uploads`.
+
+    A Host of another name is a foreign site's that lets its name point here (DNS rebinding); a foreign Origin is the
+    page of one.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: set[str], uploads: Path) -> None:
+        self.app, self.hosts, self.uploads = app, hosts, uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        try:
+            refusal = self._refusal(request)
+            if refusal is None and request.method == "POST" and request.url.path != UPLOAD:
+                body = await request.body()
+                refusal = None if self._names_uploads_alone(body) else PlainTextResponse("not a request", 400)
+                receive = _again(body, receive)
+        except ClientDisconnect:
+            return
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *headers]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> PlainTextResponse | None:
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if urlsplit(f"//{host}").hostname not in self.hosts or origin not in (None, f"http://{host}"):
+            return PlainTextResponse("this page is opened under another address", 403)
+        allowed = {"GET": READ, "HEAD": READ, "POST": WRITE}.get(request.method)
+        if allowed is None or not allowed.fullmatch(request.url.path):
+            return PlainTextResponse("there is no such page", 404)
+        if request.method == "POST":
+            length = request.headers.get("content-length", "")
+            if not length.isdecimal():
+                return PlainTextResponse("a request says how long it is", 411)
+            if int(length) > (MAX_UPLOAD_REQUEST if request.url.path == UPLOAD else MAX_REQUEST):
+                return PlainTextResponse(f"a file may have {MAX_UPLOAD // 1_000_000} MB", 413)
+        return None
+
+    def _names_uploads_alone(self, body: bytes) -> bool:
+        """Whether it is JSON, and each file in it lies in the folder of the uploads: Gradio would read or load any."""
+        try:
+            return all(
+                isinstance(path, str) and Path(path).resolve().is_relative_to(self.uploads.resolve())
+                for path in _paths(json.loads(body))
+            )
+        except (ValueError, RecursionError, OSError):
+            return False
+
+
+def application(page: "gr.Blocks", hosts: set[str], uploads: Path, **look: Any) -> Gate:
+    """The page as an ASGI application. look: Gradio's `theme`, `css`, `js`."""
+    import gradio as gr
+
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        **look,
+    )
+    page.has_launched = True  # `mount_gradio_app` leaves this out; without it Gradio does not look where a file lies
+    return Gate(app, hosts, uploads)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound; MachineError where the port is taken or not ours, or the host is not this machine's."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        way_out = "set port=0 for any free one, or another" if error.args[:1] != (-2,) else "use host=127.0.0.1"
+        raise MachineError(f"nothing can be served on {host}, port {port} ({error.strerror}) - {way_out}") from error
+
+
+def serve(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Answers until a signal comes, which then goes to who handled it before; `ready` is called once it answers."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                ready()
+
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(config).run(sockets=[listening])
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read once more."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return received
+
+
+def _paths(value: Any) -> Iterator[Any]:
+    """What JSON holds under `path`, however deep: with Gradio a file."""
+    if isinstance(value, dict):
+        if "path" in value:
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _paths(part)
