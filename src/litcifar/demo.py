@@ -28,7 +28,7 @@ from litcifar.data import ShapesDataModule, shapes
 from litcifar.data.image_file import decode, quoted
 from litcifar.errors import DataError, MachineError, UserError, explained
 from litcifar.models import ImageClassifier
-from litcifar.prediction import device_of, probabilities
+from litcifar.prediction import device_of, printable, probabilities
 from litcifar.report import CSS_PIXELS, size
 from litcifar.run_folder import BEST, FIGURES, METRICS, find_checkpoint, read_metrics
 
@@ -100,15 +100,14 @@ def demo(config: DemoConfig) -> None:
             with signals.deferred():
                 import gradio  # noqa: F401  # seconds: here, where nothing else can go wrong any more
             warnings.filterwarnings("ignore", module="PIL")  # on odd metadata of an image; what matters is an error
-            print(f"{short(path)}: {trained.name}, {', '.join(model.classes)}", flush=True)
+            print(printable(f"{short(path)}: {trained.name}, {', '.join(model.classes)}"), flush=True)
             examples = examples_of(checkpoint, trained, config.data)
             if examples.note:
-                print(f"examples  {examples.note}")
+                print(printable(f"examples  {examples.note}"))
             blocks = page(model, known_of(path, checkpoint, trained, model), examples, config.tta)
-            hosts = {config.host, "127.0.0.1", "localhost"}
-            app = server.application(blocks, hosts, Path(uploads), **look())
-            host, port = listening.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            host = f"[{config.host}]" if ":" in config.host else config.host  # as an address has it
+            address = f"http://{host}:{listening.getsockname()[1]}"
+            app = server.application(blocks, {host.lower(), "127.0.0.1", "localhost"}, Path(uploads), **look())
             server.serve(app, listening, lambda: print(f"demo      {address} - Ctrl-C ends it", flush=True))
 
 

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,7 +27,7 @@ UPLOAD = "/gradio_api/upload"
 # Gradio also answers requests for addresses, for the code of the app and to change it, for its own API, and more.
 READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/(assets|static)/.+"
-    r"|/gradio_api/(startup-events|heartbeat/\w+|queue/data|upload_progress|file=(?!https?:).+)"
+    r"|/gradio_api/(startup-events|heartbeat/\w+|queue/data|upload_progress|file=(?!\w\w+:).+)"
 )
 WRITE = re.compile(rf"{UPLOAD}|/gradio_api/(queue/join|cancel|reset)/?")
 HEADERS = {  # Gradio writes scripts and styles into its page; the browser lets none of it speak with anybody else
@@ -58,7 +57,7 @@ class Gate:
         request = Request(scope, receive)
         try:
             refusal = self._refusal(request)
-            if refusal is None and request.method == "POST" and request.url.path != UPLOAD:
+            if refusal is None and request.method == "POST" and scope["path"] != UPLOAD:
                 body = await request.body()
                 refusal = None if self._names_uploads_alone(body) else PlainTextResponse("not a request", 400)
                 receive = _again(body, receive)
@@ -78,16 +77,16 @@ class Gate:
 
     def _refusal(self, request: Request) -> PlainTextResponse | None:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if urlsplit(f"//{host}").hostname not in self.hosts or origin not in (None, f"http://{host}"):
+        if re.sub(r":\d+$", "", host.lower()) not in self.hosts or origin not in (None, f"http://{host}"):
             return PlainTextResponse("this page is opened under another address", 403)
         allowed = {"GET": READ, "HEAD": READ, "POST": WRITE}.get(request.method)
-        if allowed is None or not allowed.fullmatch(request.url.path):
+        if allowed is None or not allowed.fullmatch(request.scope["path"]):
             return PlainTextResponse("there is no such page", 404)
         if request.method == "POST":
             length = request.headers.get("content-length", "")
             if not length.isdecimal():
                 return PlainTextResponse("a request says how long it is", 411)
-            if int(length) > (MAX_UPLOAD_REQUEST if request.url.path == UPLOAD else MAX_REQUEST):
+            if int(length) > (MAX_UPLOAD_REQUEST if request.scope["path"] == UPLOAD else MAX_REQUEST):
                 return PlainTextResponse(f"a file may have {MAX_UPLOAD // 1_000_000} MB", 413)
         return None
 
