@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from litcifar import server
 from litcifar.errors import MachineError
 from litcifar.server import MAX_REQUEST, MAX_UPLOAD_REQUEST, Gate, listen
 
@@ -24,7 +25,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
     (tmp_path / "uploads").mkdir()
-    return TestClient(Gate(echo, {"127.0.0.1", "localhost"}, tmp_path / "uploads"), base_url=HERE)
+    return TestClient(Gate(echo, {"127.0.0.1", "localhost"}, tmp_path / "uploads", {0, 1}), base_url=HERE)
 
 
 def test_what_a_page_needs_is_let_through(client: TestClient) -> None:
@@ -99,14 +100,14 @@ def test_what_is_too_long_is_refused(client: TestClient) -> None:
 )
 def test_a_file_that_was_not_uploaded_is_refused(client: TestClient, tmp_path: Path, value: dict[str, Any]) -> None:
     (tmp_path / "uploads" / "link").symlink_to("/etc/passwd")
-    text = json.dumps({"data": [value]}).replace("{uploads}", str(tmp_path / "uploads"))
+    text = json.dumps({"data": [value], "fn_index": 1}).replace("{uploads}", str(tmp_path / "uploads"))
     assert client.post("/gradio_api/queue/join", content=text).status_code == 400
 
 
 def test_an_uploaded_file_is_let_through(client: TestClient, tmp_path: Path) -> None:
     value = {"path": f"{tmp_path}/uploads/ab/photo.png", "meta": {"_type": "gradio.FileData"}}
-    assert client.post("/gradio_api/queue/join", json={"data": [value]}).status_code == 200
-    for text in ("no JSON", "[" * 100_000, ""):
+    assert client.post("/gradio_api/queue/join", json={"data": [value], "fn_index": 1}).status_code == 200
+    for text in ("no JSON", "[" * 100_000, "", "[]", "{}", '{"fn_index": 2}', '{"fn_index": []}', "\xff"):
         assert client.post("/gradio_api/queue/join", content=text).status_code == 400
 
 
@@ -125,8 +126,17 @@ def test_a_host_that_is_not_this_machines_is_one_line(monkeypatch: pytest.Monkey
     def unknown(*arguments: Any, **options: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    with pytest.raises(MachineError, match="192.0.2.1, port 0"):  # of RFC 5737: nobody's
+    with pytest.raises(MachineError, match=r"192\.0\.2\.1, port 0"):  # of RFC 5737: nobody's
         listen("192.0.2.1", 0)
     monkeypatch.setattr(socket, "create_server", unknown)
     with pytest.raises(MachineError, match=r"on nowhere, port 0 \(Name or service not known\) - use host=127\.0\.0\.1"):
         listen("nowhere", 0)
+
+
+def test_a_full_disk_of_uploads_is_refused(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_KEPT", 9)
+    (tmp_path / "uploads" / "a").mkdir()
+    (tmp_path / "uploads" / "a" / "photo.png").write_bytes(b"x" * 9)
+    assert client.post("/gradio_api/upload", content=b"x").status_code == 200
+    (tmp_path / "uploads" / "a" / "photo.png").write_bytes(b"x" * 10)
+    assert client.post("/gradio_api/upload", content=b"x").status_code == 503

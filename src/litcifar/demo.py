@@ -39,7 +39,7 @@ EXAMPLES = 30  # at most; of each class as many
 MOST_CLASSES = 20  # whose probabilities are shown
 WAITING = 32  # requests; the next one is told to come again
 AT_ONCE = 2  # requests: each may hold an image of 50 megapixels a few times over
-KEPT_SECONDS = 600  # of an image that was dropped, which the page shows
+KEPT_SECONDS = 60  # of an image that was dropped, which the page shows
 MAX_FIGURE = 5_000_000  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
 TITLES = {  # of a run's figures, in this order; others come after them under their file's name
@@ -56,6 +56,8 @@ ENVIRONMENT = {  # read by Gradio and what it imports: nothing is reported, aske
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),  # requests: else it sums up the last 10,000 after each
 }
 
 
@@ -135,7 +137,7 @@ def page(model: ImageClassifier, known: Known, examples: Examples, tta: TTA) -> 
         return gr.Label(num_top_classes=shown, label="What it sees")
 
     with gr.Blocks(
-        title=f"{known.name} - litcifar", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)
+        title=f"{known.name} - litcifar", analytics_enabled=False, delete_cache=(10, KEPT_SECONDS)
     ) as blocks:
         gr.HTML(_html("head", known=known, classes=model.classes))
         with gr.Tab("Image"):

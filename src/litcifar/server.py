@@ -3,8 +3,10 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 MAX_UPLOAD = 10_000_000  # bytes of a file
 MAX_UPLOAD_REQUEST = MAX_UPLOAD + 10_000  # with what a browser writes around it
 MAX_REQUEST = 1_000_000  # bytes of any other request; a drawing has some ten thousand
+MAX_KEPT = 1_000_000_000  # bytes of uploads on the disk, until the page's time for them is over
+MAX_SESSIONS = 256  # of which Gradio keeps the state, 60 kB each
 MAX_CONNECTIONS = 512  # an open page has three or four
 GRACE_SECONDS = 1  # that an open page keeps the server from ending
 UPLOAD = "/gradio_api/upload"
@@ -29,7 +33,7 @@ READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/(assets|static)/.+"
     r"|/gradio_api/(startup-events|heartbeat/\w+|queue/data|upload_progress|file=(?!\w\w+:).+)"
 )
-WRITE = re.compile(rf"{UPLOAD}|/gradio_api/(queue/join|cancel|reset)/?")
+WRITE = re.compile(rf"{UPLOAD}|/gradio_api/(queue/join|cancel)")
 HEADERS = {  # Gradio writes scripts and styles into its page; the browser lets none of it speak with anybody else
     "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; "
     "form-action 'none'; base-uri 'self'; object-src 'none'",
@@ -41,12 +45,12 @@ HEADERS = {  # Gradio writes scripts and styles into its page; the browser lets 
 class Gate:
     """Lets through what a page needs, from who opened it under one of `hosts`; the files it names lie in `uploads`.
 
-    A Host of another name is a foreign site's that lets its name point here (DNS rebinding); a foreign Origin is the
-    page of one.
+    functions: the numbers of those that the page calls. A Host of another name is a foreign site's that lets its name
+    point here (DNS rebinding); a foreign Origin is the page of one.
     """
 
-    def __init__(self, app: ASGIApp, hosts: set[str], uploads: Path) -> None:
-        self.app, self.hosts, self.uploads = app, hosts, uploads
+    def __init__(self, app: ASGIApp, hosts: set[str], uploads: Path, functions: Collection[int]) -> None:
+        self.app, self.hosts, self.uploads, self.functions = app, hosts, uploads.resolve(), functions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,7 +63,7 @@ class Gate:
             refusal = self._refusal(request)
             if refusal is None and request.method == "POST" and scope["path"] != UPLOAD:
                 body = await request.body()
-                refusal = None if self._names_uploads_alone(body) else PlainTextResponse("not a request", 400)
+                refusal = None if self._is_sound(body) else PlainTextResponse("not a request", 400)
                 receive = _again(body, receive)
         except ClientDisconnect:
             return
@@ -88,23 +92,30 @@ class Gate:
                 return PlainTextResponse("a request says how long it is", 411)
             if int(length) > (MAX_UPLOAD_REQUEST if request.scope["path"] == UPLOAD else MAX_REQUEST):
                 return PlainTextResponse(f"a file may have {MAX_UPLOAD // 1_000_000} MB", 413)
+            if request.scope["path"] == UPLOAD and self._kept() > MAX_KEPT:
+                return PlainTextResponse("too many images at once: come again in a minute", 503)
         return None
 
-    def _names_uploads_alone(self, body: bytes) -> bool:
-        """Whether it is JSON, and each file in it lies in the folder of the uploads: Gradio would read or load any."""
+    def _is_sound(self, body: bytes) -> bool:
+        """Whether it calls what there is, and each file in it was uploaded: Gradio would read or load any."""
         try:
-            return all(
-                isinstance(path, str) and Path(path).resolve().is_relative_to(self.uploads.resolve())
-                for path in _paths(json.loads(body))
+            event = json.loads(body)
+            return event.get("fn_index") in self.functions and all(
+                isinstance(path, str) and Path(path).resolve().is_relative_to(self.uploads) for path in _paths(event)
             )
-        except (ValueError, RecursionError, OSError):
+        except (ValueError, RecursionError, OSError, AttributeError, TypeError):
             return False
+
+    def _kept(self) -> int:
+        return sum(entry.stat().st_size for entry in self.uploads.rglob("*") if entry.is_file())
 
 
 def application(page: "gr.Blocks", hosts: set[str], uploads: Path, **look: Any) -> Gate:
     """The page as an ASGI application. look: Gradio's `theme`, `css`, `js`."""
     import gradio as gr
+    import gradio.queueing
 
+    page.state_session_capacity = MAX_SESSIONS
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
@@ -120,7 +131,8 @@ def application(page: "gr.Blocks", hosts: set[str], uploads: Path, **look: Any) 
         **look,
     )
     page.has_launched = True  # `mount_gradio_app` leaves this out; without it Gradio does not look where a file lies
-    return Gate(app, hosts, uploads)
+    gradio.queueing.traceback = SimpleNamespace(print_exc=_tell)  # type: ignore[assignment]  # pages of it otherwise
+    return Gate(app, hosts, uploads, page.fns.keys())
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -151,6 +163,13 @@ def serve(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> 
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     Server(config).run(sockets=[listening])
+
+
+def _tell() -> None:
+    """What went wrong in Gradio: a request that was written by hand, mostly."""
+    error = sys.exc_info()[1]
+    text = (str(error).splitlines() or [""])[0]
+    print(f"warning: a request was not answered ({type(error).__name__}: {text})", file=sys.stderr)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
