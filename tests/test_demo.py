@@ -160,8 +160,10 @@ def test_examples_are_never_downloaded(run: Path, tmp_path: Path, monkeypatch: p
     where = config(run, f"data.root={tmp_path / 'nowhere'}").data
     examples = examples_of(checkpoint, config_of(checkpoint), where)
     assert not len(examples.labels)
-    assert examples.note.startswith("There are no examples of the test set: there is no folder ")
-    assert "set data.root to the folder" in examples.note
+    assert examples.why.startswith("none: there is no folder ")
+    assert "set data.root to the folder" in examples.why
+    assert examples.note.startswith("There are no examples: ")
+    assert str(tmp_path) not in examples.note
 
 
 def test_what_is_known_of_a_network(run: Path, model: ImageClassifier, tmp_path: Path) -> None:

@@ -63,13 +63,14 @@ ENVIRONMENT = {  # read by Gradio and what it imports: nothing is reported, aske
 
 @dataclass(frozen=True)
 class Examples:
-    """images_NHWC: uint8, as they are in the test set. labels: their classes. note: what a reader has to know of them,
-    such as why there are none.
+    """images_NHWC: uint8, as they are in the test set. labels: their classes. note: what a reader has to know of them.
+    why: there are none, for the terminal: it names folders.
     """
 
     images_NHWC: np.ndarray
     labels: Sequence[str]
     note: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def demo(config: DemoConfig) -> None:
             print(printable(f"{short(path)}: {trained.name}, {', '.join(model.classes)}"), flush=True)
             examples = examples_of(checkpoint, trained, config.data)
             if examples.note:
-                print(printable(f"examples  {examples.note}"))
+                print(printable(f"examples  {examples.why or examples.note}"))
             blocks = page(model, known_of(path, checkpoint, trained, model), examples, config.tta)
             host = f"[{config.host}]" if ":" in config.host else config.host  # as an address has it
             address = f"http://{host}:{listening.getsockname()[1]}"
@@ -238,7 +239,8 @@ def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: Demo
         each = max(1, EXAMPLES // len(data.classes))
         rows = [row for name in data.classes for row in np.flatnonzero(names == name)[:each]][:EXAMPLES]
     except (UserError, OSError) as error:
-        return Examples(np.empty((0, 0, 0, 3), np.uint8), [], f"There are no examples of the test set: {error}")
+        note = "There are no examples: the test set is not at hand. Where litcifar-demo was started it says why."
+        return Examples(np.empty((0, 0, 0, 3), np.uint8), [], note, f"none: {error}")
     note = "These are not the images that it was trained on." if changed else ""
     return Examples(images[rows], names[rows].tolist(), note)
 

@@ -20,7 +20,7 @@ from litcifar.errors import MachineError
 if TYPE_CHECKING:
     import gradio as gr
 
-MAX_UPLOAD = 10_000_000  # bytes of a file
+MAX_UPLOAD = 10 * 2**20  # bytes of a file
 MAX_UPLOAD_REQUEST = MAX_UPLOAD + 10_000  # with what a browser writes around it
 MAX_REQUEST = 1_000_000  # bytes of any other request; a drawing has some ten thousand
 MAX_KEPT = 1_000_000_000  # bytes of uploads on the disk, until the page's time for them is over
