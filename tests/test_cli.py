@@ -25,7 +25,8 @@ from litcifar.keys import compose, conf_dir, flat
 from litcifar.models import ImageClassifier
 from tests.test_training import result, same
 
-TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT = "train", "evaluate", "compare", "look", "predict", "export"
+TRAIN, EVALUATE, COMPARE, LOOK = "train", "evaluate", "compare", "look"
+PREDICT, EXPORT, DEMO = "predict", "export", "demo"
 
 
 QUICK = ["logger=none", "figures=false"]
@@ -471,7 +472,7 @@ def test_a_process_of_its_own_gives_the_same_numbers(run, tiny: list[str], tmp_p
     assert same(result(folder), result(tmp_path / "here"))
 
 
-@pytest.mark.parametrize("command", [TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT])
+@pytest.mark.parametrize("command", [TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT, DEMO])
 def test_help_names_keys_and_examples_that_there_are(run, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = run(command, "--help")
     assert outcome.code == 0
@@ -502,6 +503,7 @@ def test_the_configuration_can_be_printed(run) -> None:  # type: ignore[no-untyp
         COMPARE: "- outputs",
         PREDICT: "top: 3",
         EXPORT: "format: onnx",
+        DEMO: "host: 127.0.0.1",
     }.items():
         outcome = run(command, "--cfg", "job")
         assert (outcome.code, outcome.err) == (0, "")
@@ -523,6 +525,24 @@ def test_completion_in_bash(run, tmp_path: Path) -> None:  # type: ignore[no-unt
         answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert answer.stdout.strip() == completed
         assert not {"torch", "lightning", "pydantic", "rich", "numpy"} & set(answer.stderr.split())
+
+
+def test_a_mistake_in_a_demo_is_one_line(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for mistake, answer in {
+        "port=80": "'ckpt' is missing - give it: ckpt=...",
+        "ckpt=nowhere port=65536": "port=65536 - input should be less than or equal to 65535",
+        "ckpt=nowhere port=any": "port=any - input should be a valid integer",
+        "ckpt=nowhere host=": "host= - string should have at least 1 character",
+        "ckpt=nowhere share=true": "unknown key 'share'",
+        "ckpt=nowhere data.rot=x": "unknown key 'data.rot' - did you mean 'data.root'?",
+    }.items():
+        outcome = run(DEMO, *mistake.split())
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert answer in outcome.err
+    outcome = run(DEMO, "ckpt=nowhere")
+    assert outcome.code == 4
+    assert outcome.err == "error: no checkpoint 'nowhere' - give a run's folder or a checkpoint\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

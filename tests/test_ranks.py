@@ -54,7 +54,7 @@ def train_and_stop(config: TrainConfig, root: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(self, images_BHWC, *others)
 
-    ImageClassifier.loss = noted  # type: ignore[method-assign]  # in a process of its own
+    ImageClassifier.loss = noted  # type: ignore[assignment,method-assign]  # in a process of its own
     folder = root / WHOLE
     training._train(config, folder, None, None)
     torch.save(seen, root / f"{SEEN} {ranks.rank()}")

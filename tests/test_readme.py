@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from litcifar import checkpoints
+from litcifar.config import DemoConfig
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.models import Wrapped
 from litcifar.prediction import rows_of
@@ -120,9 +121,12 @@ def test_use_the_model(  # type: ignore[no-untyped-def]
 ) -> None:
     assert run("train", "name=quickstart", "model.widths=[4,8]", *tiny).code == 0
     files, commands = section("Use the model")
-    assert len(commands) == 4
+    assert len(commands) == 5
+    served: list[DemoConfig] = []
+    monkeypatch.setattr("litcifar.demo.demo", served.append)
     outcomes = [done(run, command) for command in commands]
-    assert [outcome.code for outcome in outcomes] == [0, 0, 0, 0], [outcome.err for outcome in outcomes]
+    assert [config.port for config in served] == [7860]
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0, 0, 0], [outcome.err for outcome in outcomes]
     assert outcomes[0].out.count("photo") == 3  # and one in more
     assert "4 images in " in outcomes[0].out
     assert len((workplace / "photos.csv").read_text().splitlines()) == 3

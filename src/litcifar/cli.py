@@ -59,6 +59,11 @@ def export() -> None:
     _run("export", _export, sys.argv[1:])
 
 
+def demo() -> None:
+    """litcifar-demo"""
+    _run("demo", _demo, sys.argv[1:])
+
+
 def _train(cfg: DictConfig) -> float:
     """One training run; its value, which a sweeper may seek to raise, is the best validation accuracy."""
     hydra_config = HydraConfig.get()
@@ -145,6 +150,18 @@ def _export(cfg: DictConfig) -> float:
         from litcifar.export import export
 
     export(config)
+    return 0.0
+
+
+def _demo(cfg: DictConfig) -> float:
+    from litcifar.config import DemoConfig, check
+
+    config = check(_container(cfg), DemoConfig)
+    find_checkpoint(config.ckpt, BEST)
+    with signals.deferred():
+        from litcifar.demo import demo
+
+    demo(config)
     return 0.0
 
 

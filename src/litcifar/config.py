@@ -327,6 +327,22 @@ class PredictConfig(Node):
     trust: Trust
 
 
+class DemoConfig(Node):
+    """The whole of `conf/demo.yaml`."""
+
+    class Where(Node):
+        root: Folder | None
+        verify: bool | None
+
+    ckpt: Text
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535)]
+    tta: TTA
+    accelerator: Accelerator
+    trust: Trust
+    data: Where
+
+
 class ExportConfig(Node):
     """The whole of `conf/export.yaml`."""
 

@@ -22,21 +22,19 @@ def _world_of_one() -> Iterator[None]:
 def test_is_torchs_own_with_gradients_and_running_statistics(shape: tuple[int, ...], momentum: float | None) -> None:
     kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
     net = nn.Sequential(nn.Identity(), nn.Sequential(kind(5, momentum=momentum)))
-    nets = net, synchronise(copy.deepcopy(net))
-    assert isinstance(nets[1][1][0], SyncedBatchNorm)  # type: ignore[index]
+    nets: list[nn.Module] = [net, synchronise(copy.deepcopy(net))]
+    assert any(isinstance(layer, SyncedBatchNorm) for layer in nets[1].modules())
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         x, weight = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(2))
         inputs = [x.clone().requires_grad_() for _ in nets]
-        outputs = [net(own) for net, own in zip(nets, inputs, strict=True)]
+        outputs = [each(own) for each, own in zip(nets, inputs, strict=True)]
         for output in outputs:
             (output * weight).sum().backward()
         torch.testing.assert_close(*outputs)
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
     for name, value in nets[0].state_dict().items():
         torch.testing.assert_close(value, nets[1].state_dict()[name])
-    for ours, theirs in zip(*(net.parameters() for net in nets), strict=True):
+    for ours, theirs in zip(*(each.parameters() for each in nets), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
-    for net in nets:
-        net.eval()
-    torch.testing.assert_close(nets[0](x), nets[1](x))
+    torch.testing.assert_close(*(each.eval()(x) for each in nets))
