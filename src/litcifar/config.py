@@ -257,6 +257,7 @@ class TrainConfig(Node):
     test: bool
     tta: TTA = "none"  # checkpoints of earlier versions have none
     resume: Text | None
+    tune: Literal["lr"] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     lookahead: Count | None = None
     compile: bool = False
@@ -281,6 +282,8 @@ class TrainConfig(Node):
             raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
+        if self.tune and self.resume:
+            raise ValueError(f"tune={self.tune} begins with new weights - leave out resume")
         for group, target in (("data", self.data.target), ("model", self.model.target)):
             if not within(target, ["litcifar", *self.trust]):
                 raise ValueError(
@@ -288,6 +291,19 @@ class TrainConfig(Node):
                     f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
                 )
         return self
+
+
+class SearchConfig(Node):
+    """The keys of `conf/hydra/sweeper/optuna.yaml`, but for the space itself.
+
+    n_trials: in all, failed and pruned ones too. seed: of the sampler. startup_trials: are drawn at random, and as
+    many are complete before one is pruned. warmup_epochs: of a run, in which it is not pruned.
+    """
+
+    n_trials: Count
+    seed: Annotated[int, Field(ge=0)]
+    startup_trials: Annotated[int, Field(ge=0)]
+    warmup_epochs: Annotated[int, Field(ge=0)]
 
 
 class EvaluateConfig(Node):
