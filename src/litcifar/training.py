@@ -1,10 +1,14 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
+import contextlib
+import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,30 +16,33 @@ from typing import Any, TypeVar
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures, report
+from litcifar import checkpoints, figures, report, run_folder, signals, style
 from litcifar.averaging import EMA, Lookahead
 from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
-from litcifar.errors import ConfigError, DataError, MachineError
+from litcifar.errors import ConfigError, DataError, MachineError, UserError, require
 from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
 from litcifar.keys import flat
 from litcifar.layers import Layer, layer_table, layers
 from litcifar.models import ImageClassifier, build_model
+from litcifar.range_test import DECADES, RangeTest, smoothed, suggested
+from litcifar.range_test import STEPS as RANGE_STEPS
 from litcifar.report import Report
-from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
+from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+WANDB = "lightning.pytorch.loggers.WandbLogger"
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
 PYTHON = """\
@@ -51,14 +58,29 @@ train(check(config, TrainConfig), Path("again"))"""
 FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
 
 
-def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
+def train(
+    config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = (), callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Trains, keeps the epoch with the best validation accuracy, tests it once, and returns what metrics.json holds.
 
     Where `run_dir` or `config.resume` has an interrupted run, it goes on; a finished one is returned as it is.
     changed: the keys of `config` that were asked for, which a resumed run may differ in.
+    callbacks: stand behind those that write the checkpoints.
 
     Raises ConfigError, DataError, CheckpointError, DivergedError, MachineError, and Interrupted on a signal.
     """
+    with contextlib.ExitStack() as stack:
+        return _train(config, run_dir, changed, callbacks, stack)
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    changed: tuple[str, ...],
+    callbacks: Sequence[Callback],
+    stack: contextlib.ExitStack,
+) -> dict[str, Any]:
+    """`train`; stack: closes the logger at its end."""
     console = make_console()
     quiet()
     checkpoint_path, config, substituted = _continued(config, run_dir, changed)
@@ -70,9 +92,9 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         )
         return finished
 
-    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
-        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    cuda = _has_cuda(config)
+    if config.logger and config.logger.target == WANDB:
+        require("logger=wandb", "wandb", extra="wandb")
     _try(_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
     data, config, reason_for_shapes = prepare(config, console)
     substituted = reason_for_shapes or substituted
@@ -101,7 +123,8 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
     if config.compile:
         _compile(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
-    trainer = _trainer(config, run_dir, precision, history)
+    logger = stack.enter_context(_logger(config, run_dir))
+    trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
     start = time.perf_counter()
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
     if history.best is None:
@@ -134,12 +157,81 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
             pictures = page.write(run_dir, drawn)
             if isinstance(trainer.logger, TensorBoardLogger):
                 report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
+            if isinstance(trainer.logger, WandbLogger):
+                for name in pictures:
+                    file = str(run_dir / FIGURES / f"{name}.png")
+                    trainer.logger.log_image(f"figures/{name}", [file], trainer.global_step)
             commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
         except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
             what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
             console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
     _say_end(console, metrics, commands, time.perf_counter() - start)
     return metrics
+
+
+def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
+    """The learning rate that a range test suggests; it draws the loss against it, and keeps no network.
+
+    Raises ConfigError, DataError, MachineError, UserError where the loss falls nowhere, and Interrupted on a signal.
+    """
+    console = make_console()
+    quiet()
+    cuda = _has_cuda(config)
+    data, config, _ = prepare(config, console)
+    data.setup()
+    # Without a schedule, which would be another one than the test's.
+    groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
+    optim = config.optim.model_copy(update={"groups": groups})
+    model = _model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
+    precision, reason = _precision(config, cuda)
+    console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
+    test = RangeTest(console, config.trainer.enable_progress_bar)
+    options = config.trainer.model_dump(include={"accelerator", "devices", "deterministic", "benchmark"})
+    L.Trainer(
+        **options,
+        precision=precision,  # type: ignore[arg-type]
+        max_steps=RANGE_STEPS,
+        max_epochs=RANGE_STEPS,
+        limit_train_batches=0.999,  # a share: then a turn is one step
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[test],
+        plugins=[LightningEnvironment()],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    ).fit(model, datamodule=data)
+    losses = [loss for loss in test.losses if math.isfinite(loss)]
+    rates = [config.optim.lr * factor for factor in test.factors[: len(losses)]]
+    place = suggested(losses)
+    if place is None:
+        raise UserError(
+            f"the loss falls at no learning rate from {config.optim.lr * 10 ** DECADES[0]:.1e} on - change optim.lr"
+        )
+    picture = run_dir / FIGURES / "learning_rate_finder.png"
+    run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
+    factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
+    console.print(
+        f"loss {losses[0]:.3f} at {rates[0]:.1e}, lowest {min(losses):.3f} at {rates[losses.index(min(losses))]:.1e}, "
+        f"steepest at [bold]optim.lr={config.optim.lr * factor:.2g}[/]"
+    )
+    console.print(f"figure    {short(picture)}", soft_wrap=True)
+    console.print(f"train     {_with_rate(config, run_dir, factor)}", soft_wrap=True)
+    return config.optim.lr * factor
+
+
+def _with_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:
+    """The command that trains with the configured learning rates times `factor`."""
+    rates = {"optim.lr": config.optim.lr}
+    for kind, group in config.optim.groups.items():
+        rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
+    file = run_dir / ".hydra" / "overrides.yaml"
+    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else []
+    kept = [override for override in given if override.lstrip("+").partition("=")[0] not in ("tune", *rates)]
+    return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])
 
 
 def _report(
@@ -224,14 +316,45 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
     }
 
 
-def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
+@contextlib.contextmanager
+def _logger(config: TrainConfig, run_dir: Path) -> Iterator[Logger | None]:
+    """The logger, whose files lie in the run's folder; W&B's process, if any, has all when it is left."""
+    if config.logger is None:
+        yield None
+        return
+    target = config.logger.target
+    place: dict[str, Any] = {"save_dir": run_dir}
+    if target == WANDB:  # a resumed run has the same id, so it goes on there too
+        place["id"] = place["name"] = re.sub(r"[^\w.-]", "-", f"{run_dir.absolute().parent.name}-{run_dir.name}")
+        run_dir.mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
+        os.environ.setdefault("WANDB_SILENT", "true")  # it speaks amid the progress lines
+    else:
+        place |= {"name": "", "version": target.rpartition(".")[2].removesuffix("Logger").lower()}
+    logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
+    if not isinstance(logger, WandbLogger):
+        yield logger
+        return
+    logger._wandb_init.pop("anonymous", None)  # Lightning's own, of which W&B says that it has no effect
+    with signals.blocked():
+        run = logger.experiment
+    try:
+        yield logger
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def _trainer(
+    config: TrainConfig,
+    run_dir: Path,
+    precision: str,
+    history: History,
+    logger: Logger | None,
+    more_callbacks: Sequence[Callback],
+) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
-    logger: Logger | bool = False
-    if config.logger:
-        folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
-        place: dict[str, Any] = {"save_dir": run_dir, "name": "", "version": folder}
-        logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [history]
     if config.ema:
         callbacks.append(EMA(decay=config.ema))
@@ -245,11 +368,12 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
             filename=Path(BEST).stem, monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file
         ),
         ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **same_file),
+        *more_callbacks,
         Steps(run_dir),
     ]
     return L.Trainer(
         **options,
-        logger=logger,
+        logger=logger or False,
         callbacks=callbacks,
         plugins=[checkpoints.WholeCheckpoints(), LightningEnvironment()],  # one process, whatever SLURM_NTASKS says
         default_root_dir=run_dir,
@@ -291,6 +415,14 @@ def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
         seed=config.seed,
         **config.trainer.model_dump(include=OPTIMIZATION),
     )
+
+
+def _has_cuda(config: TrainConfig) -> bool:
+    """Whether the run uses a GPU; MachineError where it should and there is none."""
+    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
+        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    return cuda
 
 
 def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:
