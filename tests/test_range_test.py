@@ -15,6 +15,19 @@ from tests.test_cli import TRAIN, run, tiny  # noqa: F401
 from tests.test_training import MUON, same, weights
 
 
+def keep_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The arguments of each figure that will be drawn."""
+    drawn: list[Any] = []
+    draw = figures.learning_rate_finder
+
+    def noted(*given: Any) -> Any:
+        drawn.append(given)
+        return draw(*given)
+
+    monkeypatch.setattr(figures, "learning_rate_finder", noted)
+    return drawn
+
+
 def test_the_steepest_place_is_suggested() -> None:
     fall = [2 - math.tanh((step - 60) / 10) for step in range(120)]  # steepest at 60
     rise = [fall[-1] + 0.5 * step for step in range(30)]
@@ -36,8 +49,8 @@ def test_the_rates_rise_by_six_decades_and_groups_keep_their_ratio(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[list[float], int]] = []
-    drawn: list[Any] = []
-    real, draw = RangeTest.on_train_batch_end, figures.learning_rate_finder
+    drawn = keep_what_is_drawn(monkeypatch)
+    real = RangeTest.on_train_batch_end
 
     def noted(test: RangeTest, trainer: L.Trainer, *rest: Any) -> None:
         seen.append(([group["lr"] for group in trainer.optimizers[0].param_groups], trainer.global_step))
@@ -45,7 +58,6 @@ def test_the_rates_rise_by_six_decades_and_groups_keep_their_ratio(
         trainer.should_stop = False  # to the end
 
     monkeypatch.setattr(RangeTest, "on_train_batch_end", noted)
-    monkeypatch.setattr(figures, "learning_rate_finder", lambda *given: (drawn.append(given), draw(*given))[1])
     config = compose("model=mlp", "model.hidden=[8]", "optim=muon", "optim.lr=0.1", "optim.groups.hidden.lr=0.02")
     suggestion = training.find_learning_rate(config, tmp_path)
     assert [step for _, step in seen] == list(range(1, STEPS + 1))  # one step a turn
@@ -67,9 +79,7 @@ def test_it_ends_where_the_loss_explodes_and_the_training_after_it_is_another_ma
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, order and dropout of a run are those that it has without a range test before it."""
-    drawn: list[Any] = []
-    draw = figures.learning_rate_finder
-    monkeypatch.setattr(figures, "learning_rate_finder", lambda *given: (drawn.append(given), draw(*given))[1])
+    drawn = keep_what_is_drawn(monkeypatch)
     recipe = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "optim=sgd", "optim.lr=0.1")
     training.train(compose(*recipe), tmp_path / "without")
     suggestion = training.find_learning_rate(compose(*recipe), tmp_path / "test")

@@ -223,7 +223,7 @@ def test_the_last_epoch_is_never_pruned_and_one_without_validation_is_not_told(
     number = study.ask().number
     config = compose("model=mlp", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2")
     training.train(config, tmp_path / "run", callbacks=[Pruning(tmp_path / "run", settings(), number)])
-    assert open_study(tmp_path).trials[number].intermediate_values == {}
+    assert open_study(tmp_path).trials[number].intermediate_values.keys() == {1}
 
 
 def test_what_was_found_is_told_with_the_command_that_trains_it(tmp_path: Path) -> None:

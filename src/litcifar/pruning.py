@@ -33,10 +33,11 @@ class Pruning(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         accuracy, self._accuracy = self._accuracy, None
         epoch = trainer.current_epoch  # the pruner counts from 0 too
-        if accuracy is None or epoch + 1 >= (trainer.max_epochs or 0):
+        if accuracy is None:
             return
         self.trial.report(accuracy, epoch)
-        if self.trial.should_prune():
+        is_last = epoch + 1 == trainer.max_epochs
+        if not is_last and self.trial.should_prune():
             self.trial.study.tell(self.number, state=TrialState.PRUNED)
             raise Pruned(
                 f"val {100 * accuracy:.2f} % in epoch {epoch + 1}, best so far below the median of the trials before - "
