@@ -28,6 +28,7 @@ def srun(*arguments: str) -> None:
     for pattern, name in (("%A", "SLURM_ARRAY_JOB_ID"), ("%a", "SLURM_ARRAY_TASK_ID"), ("%t", "SLURM_PROCID")):
         output = output.replace(pattern, os.environ[name])
     command = arguments[next(i for i, word in enumerate(arguments) if word.startswith("/")) + 1 :]
+    Path(output).parent.mkdir(exist_ok=True)
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -52,7 +53,8 @@ def _start(job: str) -> None:
     variables = {"JOB_ID": job, "ARRAY_JOB_ID": array, "ARRAY_TASK_ID": task, "NTASKS": "1", "JOB_NUM_NODES": "1"}
     variables |= {"NODEID": "0", "PROCID": "0", "LOCALID": "0"}
     environment = os.environ | {f"SLURM_{name}": value for name, value in variables.items()}
-    subprocess.Popen(["bash", QUEUE / job], env=environment, start_new_session=True)
+    nowhere = subprocess.DEVNULL
+    subprocess.Popen(["bash", QUEUE / job], env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True)
 
 
 if __name__ == "__main__":

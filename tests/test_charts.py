@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from litcifar.charts import COLOURS, CURVES, Point, Spread, answer, curves, scatter
+from litcifar.charts import COLOURS, CURVES, Point, Spread, answer, curves, importance, scatter, search_history
 from litcifar.page import si
 
 
@@ -134,3 +134,22 @@ def test_curves_that_cannot_be_told_apart_are_left_out() -> None:
     axes = curves({str(n): [{1: 0.5, 2: 0.6}] for n in range(CURVES + 3)}).axes[0]
     assert len(axes.lines) == CURVES == 2 * len(COLOURS)
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == CURVES
+
+
+def test_a_search_shows_each_trial_and_the_best_so_far() -> None:
+    (axes,) = search_history({0: 0.4, 3: 0.3, 4: 0.6}, {1: 0.2}, [2, 5]).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert list(lines) == ["best so far", "complete", "pruned", "failed"]
+    assert (x_of(lines["best so far"]), y_of(lines["best so far"])) == ([0, 3, 4, 5], pytest.approx([40, 40, 60, 60]))
+    assert (x_of(lines["complete"]), y_of(lines["complete"])) == ([0, 3, 4], pytest.approx([40, 30, 60]))
+    assert (x_of(lines["pruned"]), y_of(lines["pruned"])) == ([1], [20])
+    assert x_of(lines["failed"]) == [2, 5]
+    (empty,) = search_history({}, {}, [0]).axes
+    assert [line.get_label() for line in empty.lines] == ["failed"]
+
+
+def test_the_key_that_matters_most_is_on_top() -> None:
+    (axes,) = importance({"optim.lr": 0.3, "augment": 0.7}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["optim.lr", "augment"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([30, 70])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in annotations(axes)] == ["30 %", "70 %"]

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+import wandb
 from lightning.pytorch.callbacks import Callback
 
 from litcifar import config as configuration
@@ -72,6 +73,36 @@ def test_a_run_leaves_its_checkpoints_metrics_and_figures(compose: Compose, tmp_
     assert metrics["params"] == 3072 * 512 + 512 + 512 * 10 + 10
     assert metrics["epochs"] == 2
     assert metrics["precision"] == "32-true"
+
+
+def test_weights_and_biases_gets_the_same_figures_offline(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    logged: list[dict[str, Any]] = []
+    log = wandb.Run.log
+    monkeypatch.setattr(wandb.Run, "log", lambda run, data, *given: logged.append(data) or log(run, data, *given))  # type: ignore[func-returns-value]
+    run_dir = tmp_path / "sweep" / "0_mlp"
+    training.train(compose("model=mlp", "logger=wandb", "figures=true"), run_dir)
+    longer = compose(f"resume={run_dir}", "trainer.max_epochs=3")
+    training.train(longer, run_dir, changed=("resume", "trainer.max_epochs"))
+    assert wandb.run is None
+    printed = capsys.readouterr()
+    assert "wandb" not in printed.err + printed.out
+    first, second = sorted((run_dir / "wandb").glob("offline-run-*-sweep-0_mlp/run-sweep-0_mlp.wandb"))  # one id
+    for name in ("train/acc", "train/loss", "val/acc", "val/loss"):
+        assert [row[name] for row in logged if name in row] == [float(row[name]) for row in rows(run_dir)]
+    assert b"val/acc" in first.read_bytes()
+    assert b"val/acc" in second.read_bytes()
+    assert list(first.parent.glob("files/media/images/figures/confusion_matrix_*.png"))
+
+
+def test_without_wandb_that_is_said_before_the_data_is_touched(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match=r"logger=wandb needs wandb - pip install 'litcifar\[wandb\]'"):
+        training.train(compose("logger=wandb", "data.root=nowhere"), tmp_path)
 
 
 def test_history_has_one_row_an_epoch_and_best_is_its_highest_validation_accuracy(

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -167,6 +167,52 @@ def curves(runs_of: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     figure.legend(loc="outside right center")
+    return figure
+
+
+@styled
+def search_history(complete: Mapping[int, float], pruned: Mapping[int, float], failed: Sequence[int]) -> Figure:
+    """Validation accuracy of each trial of a search, and the best one so far.
+
+    complete: {trial: accuracy, 0 to 1}. pruned: {trial: the last accuracy before it was given up}.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    best = list(accumulate((acc for _, acc in sorted(complete.items())), max))
+    last = max([*complete, *pruned, *failed], default=0)
+    if best:
+        steps = [*sorted(complete), last]
+        axes.step(steps, [100 * acc for acc in [*best, best[-1]]], where="post", color=COLOURS[0], label="best so far")
+    for label, trials, marker, face in (("complete", complete, "o", COLOURS[0]), ("pruned", pruned, "v", "white")):
+        colour = COLOURS[0] if trials is complete else COLOURS[1]
+        accs = [100 * acc for acc in trials.values()]
+        if accs:
+            axes.plot(list(trials), accs, marker, ms=6, color=colour, mfc=face, label=label)
+    if failed:
+        below = axes.get_xaxis_transform()
+        axes.plot(failed, [0.03] * len(failed), "x", ms=6, color=COLOURS[6], transform=below, label="failed")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation accuracy, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.1)
+    _finish(axes, "Search history")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@styled
+def importance(shares: Mapping[str, float]) -> Figure:
+    """The share of each key, 0 to 1, in what tells good trials from bad ones: one bar each, the largest on top."""
+    figure = Figure(figsize=(6.6, 1.3 + 0.42 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    ranked = sorted(shares.items(), key=lambda item: item[1])
+    bars = axes.barh([key for key, _ in ranked], [100 * share for _, share in ranked], height=0.6, color=COLOURS[0])
+    axes.bar_label(bars, [f"{100 * share:.0f} %" for _, share in ranked], padding=4, color=GREY)
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("importance for validation accuracy (PED-ANOVA), %")
+    _finish(axes, "Which key matters")
+    axes.grid(visible=False, axis="y")
     return figure
 
 

@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar import ranks, signals
-from litcifar.errors import CheckpointError, ConfigError, Interrupted, UserError, explained
+from litcifar import ranks, signals, tuning
+from litcifar.errors import CheckpointError, ConfigError, Interrupted, Pruned, UserError, explained
 from litcifar.keys import closest, compose, conf_dir, flat, suggestion
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
@@ -31,6 +31,7 @@ FAILURE_FILE = "error.txt"
 
 def train() -> None:
     """litcifar-train"""
+    tuning.register()
     _run("train", _train, resume_in_place(sys.argv[1:]))
 
 
@@ -78,11 +79,25 @@ def _train(cfg: DictConfig) -> float:
         find_checkpoint(config.resume, LAST)
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
     run_dir = Path(hydra_config.runtime.output_dir)
+    if config.tune and hydra_config.mode == RunMode.MULTIRUN:
+        raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
     with claimed(run_dir) if ranks.rank() == 0 else contextlib.nullcontext():
         with signals.deferred():
-            from litcifar.training import train
+            from litcifar.training import find_learning_rate, train
 
-        return train(config, run_dir, changed)["val/acc"]
+        if config.tune:
+            return find_learning_rate(config, run_dir)
+        return train(config, run_dir, changed, _callbacks(hydra_config, run_dir))["val/acc"]
+
+
+def _callbacks(settings: Any, run_dir: Path) -> list[Any]:
+    """What a trial of a search has besides a run's own callbacks."""
+    if settings.mode != RunMode.MULTIRUN or settings.sweeper.get("_target_") != tuning.SWEEPER:
+        return []
+    with signals.deferred():
+        from litcifar.pruning import Pruning
+
+    return [Pruning(run_dir, settings.sweeper, settings.job.num)]
 
 
 def _evaluate(cfg: DictConfig) -> float:
@@ -124,7 +139,7 @@ def _check_sweep(settings: Any, asked: list[str]) -> None:
     question = settings.runtime.choices.get("sweep")
     if question and settings.mode != RunMode.MULTIRUN:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
-    if question and not set(settings.sweeper.params) <= set(asked):
+    if question and not {key.lstrip("+~") for key in settings.sweeper.params} <= set(asked):
         raise ConfigError("a sweep answers one question - give each a command of its own")
 
 
@@ -198,7 +213,7 @@ class SweepSummary(Callback):
         if not any(path.is_dir() for path in folder.iterdir()):
             FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
-        if FAILURES:
+        if FAILURES and not (folder / tuning.STUDY).is_file():  # a search takes a failed trial for an answer
             print(f"go on     {_again(folder)}")
 
 
@@ -262,6 +277,9 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         elif not multirun:
             _remove_if_empty(run_dir, settings)
         raise Interrupted(f"{what} - {advice}", error.signal_number) from error
+    except Pruned as end:
+        print(f"pruned    {run_dir}: {end}")
+        return float("nan")
     except UserError as error:
         failure = error
     except (Exception, SystemExit) as error:

@@ -8,8 +8,9 @@ from rich.console import Console
 from litcifar import run_folder, style, sweeps
 from litcifar.errors import CheckpointError, UserError
 from litcifar.leaderboard import Row, count, find_runs, rank, table, write_csv
-from litcifar.page import ANSWER, answer_chart, write_page
+from litcifar.page import ANSWER, SEARCH_CHARTS, answer_chart, search_charts, write_page
 from litcifar.run_folder import METRICS
+from litcifar.tuning import search_of
 
 
 def compare(
@@ -18,7 +19,7 @@ def compare(
     data_root: str | None = None,
     trust: Sequence[str] = (),
 ) -> list[Row]:
-    """Prints the leaderboard of all runs below `folders`; of one sweep's folder that has a question, its answer.
+    """Prints the leaderboard of all runs below `folders`; of one sweep's folder its answer, or what its search found.
 
     Two runs' own folders are also compared image by image (`pairing.paired`); data_root: where these images are.
     trust: the user's own packages that may run.
@@ -43,7 +44,10 @@ def compare(
         notes.append(f"{question.name} is not answered: the runs differ in more than {question.axis} and seed")
     for note in notes:
         console.print(note, soft_wrap=True)
+    search = search_of(folders[0]) if len(folders) == 1 else None
     if not rows:
+        if search:
+            console.print(search.words(), soft_wrap=True)
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise CheckpointError(f"no finished run below {below} - train one with litcifar-train experiment=quickstart")
     words = _paired_words(folders, data_root, trust) if _are_two_runs(folders) else None
@@ -55,10 +59,17 @@ def compare(
         written.append(csv_path.with_name(ANSWER))
         run_folder.write(written[-1], style.png(chart))
     words = answer.words() if answer else words
-    write_page(written[1], rows, notes, answer, words)
+    found = search_charts(search) if search else {}
+    for title, figure in found.items():
+        written.append(csv_path.with_name(SEARCH_CHARTS[title]))
+        run_folder.write(written[-1], style.png(figure))
+    words = search.words() if search else words
+    write_page(written[1], rows, notes, answer, words, found)
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
     if words:
         console.print(words, soft_wrap=True)
+    if search and search.command():
+        console.print(f"train it  {search.command()}", soft_wrap=True)
     return rows
 
 

@@ -259,6 +259,7 @@ class TrainConfig(Node):
     test: bool
     tta: TTA = "none"  # checkpoints of earlier versions have none
     resume: Text | None
+    tune: Literal["lr"] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     lookahead: Count | None = None
     compile: bool = False
@@ -287,6 +288,8 @@ class TrainConfig(Node):
             key = "devices" if self.trainer.devices != 1 else "num_nodes"
             value = getattr(self.trainer, key)
             raise ValueError(f"trainer.{key}={value} is several processes - set trainer=ddp beside it, or leave it out")
+        if self.tune and self.resume:
+            raise ValueError(f"tune={self.tune} begins with new weights - leave out resume")
         for group, target in (("data", self.data.target), ("model", self.model.target)):
             if not within(target, ["litcifar", *self.trust]):
                 raise ValueError(
@@ -294,6 +297,19 @@ class TrainConfig(Node):
                     f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
                 )
         return self
+
+
+class SearchConfig(Node):
+    """The keys of `conf/hydra/sweeper/optuna.yaml`, but for the space itself.
+
+    n_trials: in all, failed and pruned ones too. seed: of the sampler. startup_trials: are drawn at random, and as
+    many are complete before one is pruned. warmup_epochs: of a run, in which it is not pruned.
+    """
+
+    n_trials: Count
+    seed: Annotated[int, Field(ge=0)]
+    startup_trials: Annotated[int, Field(ge=0)]
+    warmup_epochs: Annotated[int, Field(ge=0)]
 
 
 class EvaluateConfig(Node):

@@ -1,5 +1,7 @@
 """What can go wrong for a user: each error is one line and has its exit code."""
 
+import importlib.util
+
 
 class UserError(Exception):
     """An error whose cause the user can remove. The message reads `what - what to do`, on one line."""
@@ -37,6 +39,10 @@ class MachineError(UserError):
     exit_code = 6
 
 
+class Pruned(Exception):
+    """The search gives this run up (`litcifar.pruning`); no error."""
+
+
 class Interrupted(BaseException):
     """The run was told to stop, by Ctrl-C (SIGINT) or SIGTERM; the exit code is 128 + the signal's number.
 
@@ -61,6 +67,12 @@ REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library'
     ("Tried to step", ConfigError, "give the scheduler total_steps: total_steps"),
     ("without overflow", ConfigError, "a number is too large for float32: lower it"),
 )
+
+
+def require(what: str, *packages: str, extra: str) -> None:
+    """MachineError where a package is missing that comes with one of litcifar's extras."""
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        raise MachineError(f"{what} needs {', '.join(packages)} - pip install 'litcifar[{extra}]'")
 
 
 def explained(error: BaseException) -> UserError:

@@ -3,7 +3,6 @@
 Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
-import importlib.util
 import io
 import json
 import logging
@@ -22,7 +21,7 @@ from litcifar import checkpoints, run_folder
 from litcifar.config import ExportConfig, TrainConfig
 from litcifar.console import quiet, short
 from litcifar.data import shapes
-from litcifar.errors import DataError, MachineError, UserError
+from litcifar.errors import DataError, UserError, require
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import BEST, find_checkpoint, output_file
 
@@ -41,10 +40,7 @@ def export(config: ExportConfig) -> Path:
     and UserError where an answer differs by more than TOLERANCE.
     """
     quiet()
-    if any(importlib.util.find_spec(package) is None for package in NEEDS[config.format]):
-        raise MachineError(
-            f"format={config.format} needs {', '.join(NEEDS[config.format])} - pip install 'litcifar[export]'"
-        )
+    require(f"format={config.format}", *NEEDS[config.format], extra="export")
     path = find_checkpoint(config.ckpt, BEST)
     output = output_file(config.output or str(path.with_suffix(f".{config.format}")), config.overwrite)
     checkpoint = checkpoints.read(path)

@@ -84,6 +84,33 @@ def learning_rate(rows: Sequence[dict[str, float]]) -> Figure:
 
 
 @styled
+def learning_rate_finder(
+    rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], suggested: int
+) -> Figure:
+    """The loss of each step of a range test against its learning rate, on a logarithmic axis.
+
+    smooth: the losses without their noise. suggested: the place in `rates` that is marked.
+    """
+    figure = _figure(7.2, 3.8)
+    axes = figure.subplots()
+    axes.plot(rates, losses, ".", ms=4, color=GREY, alpha=0.5, label="each step")
+    axes.plot(rates, smooth, color=BLUE, lw=2, label="smoothed")
+    axes.axvline(rates[suggested], color=RED, lw=1.2, ls="--", label=f"steepest: {rates[suggested]:.2g}")
+    axes.plot(rates[suggested], smooth[suggested], "o", ms=8, color=RED)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    low, high = min(losses), max(smooth[: suggested + 1])
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.35 * (high - low))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.set_title("Learning-rate range test")
+    axes.grid()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+@styled
 def confusion_matrix(evaluation: "Evaluation") -> Figure:
     """Counts, and beside them the shares of each true class in %, which also shade both; numbers up to 20 classes."""
     counts = evaluation.confusion()

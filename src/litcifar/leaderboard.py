@@ -24,6 +24,7 @@ from litcifar.run_folder import LAST, METRICS
 FREE = (
     "seed",
     "resume",
+    "tune",
     "test",
     "tta",
     "trust",

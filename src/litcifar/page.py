@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,8 +13,10 @@ from litcifar import charts, run_folder, style
 from litcifar.leaderboard import Row, Run, duration, percent, untested
 from litcifar.run_folder import HISTORY, read_rows
 from litcifar.sweeps import Answer
+from litcifar.tuning import Search
 
 ANSWER = "answer.png"
+SEARCH_CHARTS = {"Search history": "search_history.png", "Importance of the keys searched": "importance.png"}
 MOST_NAMES = 14  # points of a scatter plot that are named; of more the rank is written
 LONGEST_NAME = 32  # letters
 SAME = 1.05  # ratio up to which costs count as equal
@@ -22,9 +24,16 @@ SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def write_page(
-    path: Path, rows: Sequence[Row], notes: Sequence[str], answer: Answer | None = None, words: str | None = None
+    path: Path,
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    answer: Answer | None = None,
+    words: str | None = None,
+    more_charts: Mapping[str, Figure] | None = None,
 ) -> None:
     """Writes `words` on top, the answer, if there is one, the leaderboard and its charts; links are relative to `path`.
+
+    more_charts: stand before the leaderboard's own.
 
     Raises MachineError where the file cannot be written.
     """
@@ -41,7 +50,9 @@ def write_page(
         rows=rows,
         names=names,
         notes=notes,
-        charts={title: embedded(figure) for title, figure in cost_charts(rows, names).items()},
+        charts={
+            title: embedded(figure) for title, figure in {**(more_charts or {}), **cost_charts(rows, names)}.items()
+        },
         curves=embedded(charts.curves(curves)) if curves else None,
         most_curves=charts.CURVES,
         link=lambda folder: quote(Path(os.path.relpath(folder, path.parent)).as_posix()),
@@ -57,6 +68,19 @@ def answer_chart(answer: Answer) -> Figure | None:
         return None
     spreads = [charts.Spread(value.label, value.accs) for value in known.values]
     return charts.answer(answer.question.question, answer.question.axis, spreads, known.numbers)
+
+
+def search_charts(search: Search) -> dict[str, Figure]:
+    """What a search has found, by title; one that has no figures is left out."""
+    seen = {trial.number: trial.intermediate_values for trial in search.of_state("PRUNED")}
+    complete = {trial.number: trial.value or 0.0 for trial in search.of_state("COMPLETE")}
+    pruned = {number: values[max(values)] for number, values in seen.items() if values}
+    history, importance = SEARCH_CHARTS
+    failed = [trial.number for trial in search.of_state("FAIL")]
+    figures = {history: charts.search_history(complete, pruned, failed)}
+    if search.importance:
+        figures[importance] = charts.importance(search.importance)
+    return figures
 
 
 def cost_charts(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Figure]:

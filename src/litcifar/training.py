@@ -1,10 +1,14 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
+import contextlib
+import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,31 +16,34 @@ from typing import Any, TypeVar
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures, processes, ranks, report
+from litcifar import checkpoints, figures, processes, ranks, report, run_folder, signals, style
 from litcifar.averaging import EMA, Lookahead
 from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
-from litcifar.errors import ConfigError, DataError, MachineError
+from litcifar.errors import ConfigError, DataError, MachineError, UserError, require
 from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
 from litcifar.keys import flat
 from litcifar.layers import Layer, layer_table, layers
 from litcifar.models import ImageClassifier, build_model
 from litcifar.models.synced_norm import synchronise
+from litcifar.range_test import DECADES, RangeTest, smoothed, suggested
+from litcifar.range_test import STEPS as RANGE_STEPS
 from litcifar.report import Report
-from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
+from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+WANDB = "lightning.pytorch.loggers.WandbLogger"
 STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
 PYTHON = """\
@@ -53,11 +60,14 @@ CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU
 FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
 
 
-def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> dict[str, Any]:
+def train(
+    config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = (), callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Trains, keeps the epoch with the best validation accuracy, tests it once, and returns what metrics.json holds.
 
     Where `run_dir` or `config.resume` has an interrupted run, it goes on; a finished one is returned as it is.
     changed: the keys of `config` that were asked for, which a resumed run may differ in.
+    callbacks: stand behind those that write the checkpoints.
 
     Raises ConfigError, DataError, CheckpointError, DivergedError, MachineError, and Interrupted on a signal.
     """
@@ -72,16 +82,24 @@ def train(config: TrainConfig, run_dir: Path, changed: tuple[str, ...] = ()) -> 
         )
         return finished
 
-    if config.trainer.accelerator in ("gpu", "cuda") and not _cuda(config):
-        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    if config.logger and config.logger.target == WANDB:
+        require("logger=wandb", "wandb", extra="wandb")
     count = _processes(config)
+    if callbacks and count > 1:
+        raise ConfigError("a trial of a search is one process - leave out trainer=ddp")
     _try(_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
     _, config, reason_for_shapes = prepare(config, console)
-    job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted)
+    job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted, callbacks)
     return processes.run(_train, count, *job) if count > 1 and not ranks.launched() else _train(*job)
 
 
-def _train(config: TrainConfig, run_dir: Path, checkpoint_path: Path | None, substituted: str | None) -> dict[str, Any]:
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    checkpoint_path: Path | None,
+    substituted: str | None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
     """The run, or one process's part of it: rank 0 writes all files, evaluates, and returns what metrics.json holds."""
     console = make_console()
     quiet()
@@ -115,53 +133,54 @@ def _train(config: TrainConfig, run_dir: Path, checkpoint_path: Path | None, sub
     if config.compile:
         _compile(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
-    trainer = _trainer(config, run_dir, precision, history)
-    start = time.perf_counter()
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
-    if history.best is None:
-        raise ConfigError("the run ended before its first validation - give it more steps or time")
-    if ranks.world_size() > 1:  # what follows is one process's
-        torch.distributed.destroy_process_group()
-        if ranks.rank() > 0:
-            return history.best
-    trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
-    reported = "test" if config.test else "val"
-    # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
-    splits = {reported} if config.tta == "none" else {"val", reported}
-    accelerator = config.trainer.accelerator
-    answers = {split: evaluate_model(trained, data, split, config, precision, accelerator) for split in splits}
-    metrics = {
-        **_figures(config, history, answers),
-        "params": sum(p.numel() for p in model.parameters()),
-        "flops": rows_of_layers[-1].flops,
-        "device": device,
-        **{key: value for key, value in model.provenance.items() if key != "format_version"},
-        "class_counts": counts,
-    }
-    write_metrics(run_dir, metrics)
-    commands = _commands(config, run_dir)
-    if config.figures:
-        try:
-            page = _report(config, metrics, commands, rows_of_layers, answers[reported], run_dir)
-            drawn = {
-                "curves": figures.curves(history.rows),
-                "learning_rate": figures.learning_rate(history.rows),
-                **figures.of_answers(answers[reported], data.images(reported), trained),
-                "training_images": figures.training_images(*data.first_batch(), data.classes),
-            }
-            pictures = page.write(run_dir, drawn)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
-            commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
-        except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
-            what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
-            console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
-    _say_end(console, metrics, commands, time.perf_counter() - start)
-    return metrics
-
-
-def _cuda(config: TrainConfig) -> bool:
-    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    with _logger(config, run_dir) as logger:
+        trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
+        start = time.perf_counter()
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
+        if history.best is None:
+            raise ConfigError("the run ended before its first validation - give it more steps or time")
+        if ranks.world_size() > 1:  # what follows is one process's
+            torch.distributed.destroy_process_group()
+            if ranks.rank() > 0:
+                return history.best
+        trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
+        reported = "test" if config.test else "val"
+        # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
+        splits = {reported} if config.tta == "none" else {"val", reported}
+        accelerator = config.trainer.accelerator
+        answers = {split: evaluate_model(trained, data, split, config, precision, accelerator) for split in splits}
+        metrics = {
+            **_figures(config, history, answers),
+            "params": sum(p.numel() for p in model.parameters()),
+            "flops": rows_of_layers[-1].flops,
+            "device": device,
+            **{key: value for key, value in model.provenance.items() if key != "format_version"},
+            "class_counts": counts,
+        }
+        write_metrics(run_dir, metrics)
+        commands = _commands(config, run_dir)
+        if config.figures:
+            try:
+                page = _report(config, metrics, commands, rows_of_layers, answers[reported], run_dir)
+                drawn = {
+                    "curves": figures.curves(history.rows),
+                    "learning_rate": figures.learning_rate(history.rows),
+                    **figures.of_answers(answers[reported], data.images(reported), trained),
+                    "training_images": figures.training_images(*data.first_batch(), data.classes),
+                }
+                pictures = page.write(run_dir, drawn)
+                if isinstance(trainer.logger, TensorBoardLogger):
+                    report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
+                if isinstance(trainer.logger, WandbLogger):
+                    for name in pictures:
+                        file = str(run_dir / FIGURES / f"{name}.png")
+                        trainer.logger.log_image(f"figures/{name}", [file], trainer.global_step)
+                commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
+            except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
+                what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
+                console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
+        _say_end(console, metrics, commands, time.perf_counter() - start)
+        return metrics
 
 
 def _processes(config: TrainConfig) -> int:
@@ -186,6 +205,72 @@ def _processes(config: TrainConfig) -> int:
     if gpus and count > gpus:
         raise MachineError(f"trainer.devices={count}: there are {gpus} GPUs - use as many or fewer")
     return count
+
+
+def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
+    """The learning rate that a range test suggests; it draws the loss against it, and keeps no network.
+
+    Raises ConfigError, DataError, MachineError, UserError where the loss falls nowhere, and Interrupted on a signal.
+    """
+    console = make_console()
+    quiet()
+    cuda = _cuda(config)
+    data, config, _ = prepare(config, console)
+    data.setup()
+    # Without a schedule, which would be another one than the test's.
+    groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
+    optim = config.optim.model_copy(update={"groups": groups})
+    model = _model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
+    precision, reason = _precision(config, cuda)
+    console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
+    test = RangeTest(console, config.trainer.enable_progress_bar)
+    options = config.trainer.model_dump(include={"accelerator", "deterministic", "benchmark"})
+    L.Trainer(
+        **options,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_steps=RANGE_STEPS,
+        max_epochs=RANGE_STEPS,
+        limit_train_batches=0.999,  # a share: then a turn is one step
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[test],
+        plugins=[LightningEnvironment()],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    ).fit(model, datamodule=data)
+    losses = [loss for loss in test.losses if math.isfinite(loss)]
+    rates = [config.optim.lr * factor for factor in test.factors[: len(losses)]]
+    place = suggested(losses)
+    if place is None:
+        raise UserError(
+            f"the loss falls at no learning rate from {config.optim.lr * 10 ** DECADES[0]:.1e} on - change optim.lr"
+        )
+    picture = run_dir / FIGURES / "learning_rate_finder.png"
+    run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
+    factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
+    console.print(
+        f"loss {losses[0]:.3f} at {rates[0]:.1e}, lowest {min(losses):.3f} at {rates[losses.index(min(losses))]:.1e}, "
+        f"steepest at [bold]optim.lr={config.optim.lr * factor:.2g}[/]"
+    )
+    console.print(f"figure    {short(picture)}", soft_wrap=True)
+    console.print(f"train     {_with_rate(config, run_dir, factor)}", soft_wrap=True)
+    return config.optim.lr * factor
+
+
+def _with_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:
+    """The command that trains with the configured learning rates times `factor`."""
+    rates = {"optim.lr": config.optim.lr}
+    for kind, group in config.optim.groups.items():
+        rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
+    file = run_dir / ".hydra" / "overrides.yaml"
+    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else []
+    kept = [override for override in given if override.lstrip("+").partition("=")[0] not in ("tune", *rates)]
+    return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])
 
 
 def _report(
@@ -281,17 +366,48 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
     }
 
 
-def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: History) -> L.Trainer:
+@contextlib.contextmanager
+def _logger(config: TrainConfig, run_dir: Path) -> Iterator[Logger | None]:
+    """The logger, whose files lie in the run's folder; W&B's process, if any, has all when it is left."""
+    if config.logger is None or ranks.rank() > 0:
+        yield None
+        return
+    target = config.logger.target
+    place: dict[str, Any] = {"save_dir": run_dir}
+    if target == WANDB:  # a resumed run has the same id, so it goes on there too
+        place["id"] = place["name"] = re.sub(r"[^\w.-]", "-", f"{run_dir.absolute().parent.name}-{run_dir.name}")
+        run_dir.mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
+        os.environ.setdefault("WANDB_SILENT", "true")  # it speaks amid the progress lines
+    else:
+        place |= {"name": "", "version": target.rpartition(".")[2].removesuffix("Logger").lower()}
+    logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
+    if not isinstance(logger, WandbLogger):
+        yield logger
+        return
+    logger._wandb_init.pop("anonymous", None)  # Lightning's own, of which W&B says that it has no effect
+    with signals.blocked():
+        run = logger.experiment
+    try:
+        yield logger
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def _trainer(
+    config: TrainConfig,
+    run_dir: Path,
+    precision: str,
+    history: History,
+    logger: Logger | None,
+    more_callbacks: Sequence[Callback],
+) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
     # One process is one, whatever SLURM_NTASKS says.
     environment = TorchElasticEnvironment() if ranks.launched() else LightningEnvironment()
     options["devices"] = _processes(config)
-    logger: Logger | bool = False
-    if config.logger:
-        folder = config.logger.target.rpartition(".")[2].removesuffix("Logger").lower()
-        place: dict[str, Any] = {"save_dir": run_dir, "name": "", "version": folder}
-        logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
     callbacks: list[Callback] = [history]
     if config.ema:
         callbacks.append(EMA(decay=config.ema))
@@ -305,11 +421,12 @@ def _trainer(config: TrainConfig, run_dir: Path, precision: str, history: Histor
             filename=Path(BEST).stem, monitor="val/acc", mode="max", save_on_train_epoch_end=False, **same_file
         ),
         ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **same_file),
+        *more_callbacks,
         Steps(run_dir),
     ]
     return L.Trainer(
         **options,
-        logger=logger,
+        logger=logger or False,
         callbacks=callbacks,
         plugins=[checkpoints.WholeCheckpoints(), environment],
         default_root_dir=run_dir,
@@ -351,6 +468,14 @@ def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
         seed=config.seed,
         **config.trainer.model_dump(include=OPTIMIZATION),
     )
+
+
+def _cuda(config: TrainConfig) -> bool:
+    """Whether the run uses a GPU; MachineError where it should and there is none."""
+    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
+        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
+    return cuda
 
 
 def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:

@@ -1,0 +1,79 @@
+"""The learning-rate range test of Smith 2017, "Cyclical learning rates for training neural networks" (1506.01186)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from scipy.ndimage import gaussian_filter1d
+
+STEPS = 150
+DECADES = (-3, 3)  # of the configured learning rate, from the first step to the last
+SMOOTH = 5.0  # steps: of the Gaussian that the losses are smoothed with
+DIVERGED = 4.0  # times the lowest loss: there the test ends
+
+
+class RangeTest(Callback):
+    """Raises the learning rate from step to step and notes the loss of each, until that grows or STEPS are done.
+
+    All parameter groups keep the ratio of their learning rates. A turn of the loop has to be one step.
+    Lightning's own `Tuner.lr_find` steps its scheduler under automatic optimization alone, which ours is not.
+    """
+
+    def __init__(self, console: Console, progress_bar: bool) -> None:
+        self.factors: list[float] = []  # of the configured learning rate
+        self.losses: list[float] = []
+        self._rates: list[float] = []  # configured, of each group
+        self._bar = Progress(
+            TextColumn("learning rate {task.fields[rate]}  loss {task.fields[loss]}"),
+            BarColumn(),
+            console=console,
+            transient=True,
+            disable=not (progress_bar and console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=STEPS, rate="", loss="")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self._bar.start()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        low, high = DECADES
+        self.factors.append(10 ** (low + (high - low) * trainer.global_step / (STEPS - 1)))
+        for group, rate in zip(trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.factors[-1]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(outputs["loss"].item())
+        trainer.should_stop = not self.losses[-1] <= DIVERGED * min(self.losses)
+        self._bar.update(
+            self._task, advance=1, rate=f"{self._rates[0] * self.factors[-1]:.1e}", loss=f"{self.losses[-1]:.3f}"
+        )
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._bar.stop()
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The losses without the noise of their batches, at the same steps."""
+    return gaussian_filter1d(losses, SMOOTH, mode="nearest").tolist()
+
+
+def suggested(losses: Sequence[float]) -> int | None:
+    """The step where the smoothed loss falls most steeply on its way to the lowest; None where it only rises.
+
+    The learning rates are taken as logarithms.
+    Lightning's finder looks for the same place on a linear axis, which favours the lowest of them.
+    """
+    lowest = int(np.argmin(smoothed(losses))) if losses else 0
+    return int(np.argmin(np.gradient(smoothed(losses)[: lowest + 1]))) if lowest else None

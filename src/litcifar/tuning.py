@@ -1,0 +1,353 @@
+"""A search for the best values of some keys: Hydra's sweeper over Optuna's samplers, and what a search has found.
+
+A search lies in its sweep's folder, in an SQLite file: whenever it was interrupted, it goes on from there. Neither
+optuna nor torch is imported with this module, which each start of litcifar-train reads.
+"""
+
+import itertools
+import math
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from litcifar.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+SWEEPER = "hydra_plugins.litcifar.OptunaSweeper"  # Hydra takes plug-ins from this namespace alone
+STUDY = "study.db"
+NAME = "litcifar"  # of the one study in the file
+LEFT_OUT = "left_out"  # marks a trial that was never run, and why
+TRIES = 100  # for values that no trial has had
+LOCKED_SECONDS = 60.0  # how long a job waits while another one writes the file
+
+
+def register() -> None:
+    """Makes the sweeper known to Hydra, for `hydra.sweeper._target_`."""
+    Plugins.instance().class_name_to_class[SWEEPER] = OptunaSweeper
+
+
+class OptunaSweeper(Sweeper):
+    """Each job is a trial of a study, whose values are drawn by TPE (Bergstra et al. 2011) from what was found so far.
+
+    params: the search space in Hydra's override syntax, as it may stand on the command line too, which comes first.
+    settings: see `config.SearchConfig`. A trial's number is its job's.
+    """
+
+    def __init__(self, params: Mapping[str, Any], **settings: Any) -> None:
+        self.params = params
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader = hydra_context.config_loader
+        self.master: DictConfig = config  # of the whole sweep
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Runs the trials that are missing, those first that were interrupted; what Hydra returned for each.
+
+        Raises ConfigError for a space that cannot be searched, or is not that of the folder's study, MachineError
+        without optuna.
+        """
+        require("sweep=optuna", "optuna", extra="optuna")
+        from optuna.trial import TrialState
+
+        from litcifar.config import SearchConfig, check
+        from litcifar.run_folder import claimed
+        from litcifar.sweeps import CONFIG
+
+        settings = check(self.settings, SearchConfig)
+        space, fixed = self._space(arguments)
+        self._check(space, fixed)
+        folder = Path(self.master.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        returns: list[Any] = []
+        with claimed(folder):
+            OmegaConf.save(self.master, folder / CONFIG)
+            study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
+            _keep(study, space, fixed, folder)
+            for trials in self._batches(study, settings, space):
+                jobs = [[*fixed, *overrides(trial.params, space)] for trial in trials]
+                for trial in trials:
+                    print(f"trial {trial.number:<4}{' '.join(overrides(trial.params, space))}", flush=True)
+                results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+                for trial, result in zip(trials, results, strict=True):
+                    value = result.return_value
+                    failed = value is None or math.isnan(value)
+                    state = TrialState.FAIL if failed else TrialState.COMPLETE
+                    study.tell(trial.number, None if failed else value, state, skip_if_finished=True)  # if pruned
+                returns.extend(results)
+        return returns
+
+    def _space(self, arguments: Sequence[str]) -> tuple[dict[str, "BaseDistribution"], list[str]]:
+        """What is searched, by key, and the overrides that all trials share; of a key that is given twice, the last."""
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.loader)
+        by_key: dict[str, Override] = {}
+        for override in parser.parse_overrides(given):
+            by_key.pop(override.get_key_element(), None)  # so that it stands where it was given last
+            by_key[override.get_key_element()] = override
+        space = {key: distribution(override) for key, override in by_key.items() if override.is_sweep_override()}
+        if not space:
+            raise ConfigError(
+                "nothing is searched - give a key values, such as 'optim.lr=tag(log,interval(1e-4,1e-1))'"
+            )
+        fixed = [str(override.input_line) for key, override in by_key.items() if key not in space]
+        return space, fixed
+
+    def _check(self, space: Mapping[str, "BaseDistribution"], fixed: Sequence[str]) -> None:
+        """Refuses a space with a key or a value that no run can have: each end and each choice of every key."""
+        from litcifar.config import TrainConfig, check
+
+        ends = {key: _ends(of_key) for key, of_key in space.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        tried = {tuple((first | {key: value}).items()) for key, values in ends.items() for value in values}
+        for values in sorted(tried, key=str):
+            job = [*fixed, *overrides(dict(values), space)]
+            composed = self.loader.load_sweep_config(self.master, job)
+            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
+
+    def _batches(
+        self, study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]
+    ) -> Iterator[list["FrozenTrial"]]:
+        """Trials of successive numbers to be run at once: those that an interruption has left, then new ones."""
+        from optuna.trial import TrialState
+
+        while True:
+            trials = study.get_trials(states=(TrialState.RUNNING,))
+            for trial in trials:
+                if trial.params.keys() != space.keys():  # killed while it was drawn
+                    _leave_out(study, trial, "not drawn to the end")
+            trials = [trial for trial in trials if trial.params.keys() == space.keys()]
+            left = int(min(settings.n_trials, _size(space))) - len(
+                [trial for trial in trials_of(study) if trial.state.is_finished()]
+            )
+            while len(trials) < min(self._at_once(), left):
+                drawn = _draw(study, settings, space)
+                if drawn is None:
+                    print(f"nothing new in {TRIES} draws: the search ends")
+                    break
+                trials.append(drawn)
+            if not trials:
+                return
+            for _, successive in itertools.groupby(enumerate(trials), lambda pair: pair[1].number - pair[0]):
+                yield [trial for _, trial in successive]
+
+    def _at_once(self) -> int:
+        """How many jobs the launcher runs side by side."""
+        count = OmegaConf.select(self.master, "hydra.launcher.n_jobs")
+        if count is None:
+            return 1
+        from joblib import effective_n_jobs
+
+        return effective_n_jobs(count)
+
+
+def distribution(override: Override) -> "BaseDistribution":
+    """What Optuna draws from: a,b,c or choice(...) the words themselves, range and interval numbers; ConfigError.
+
+    Of `tag(log, interval(low, high))` the logarithm is drawn; of `int(interval(low, high))` whole numbers.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep: Any = override.value()
+    tags: set[str] = getattr(sweep, "tags", set())
+    if tags - {"log"}:
+        raise ConfigError(f"{override.input_line}: unknown tag {', '.join(tags - {'log'})} - the only one is log")
+    if isinstance(sweep, IntervalSweep):
+        low, high = sweep.start, sweep.end
+        if low is None or high is None or not (low < high and math.isfinite(high - low)):
+            raise ConfigError(f"{override.input_line}: {low} is not below {high} - write interval(low,high)")
+        if tags and low <= 0:
+            raise ConfigError(f"{override.input_line}: {low} has no logarithm - begin above 0")
+        whole = isinstance(low, int) and isinstance(high, int)
+        return (IntDistribution if whole else FloatDistribution)(low, high, log=bool(tags))  # type: ignore[arg-type]
+    if tags:
+        raise ConfigError(f"{override.input_line}: only an interval can be logarithmic - leave out the tag")
+    words = list(dict.fromkeys(override.sweep_string_iterator()))
+    if not words:
+        raise ConfigError(f"{override.input_line}: no values - give at least one")
+    if isinstance(sweep, RangeSweep) and all(isinstance(part, int) for part in (sweep.start, sweep.stop, sweep.step)):
+        numbers = sorted(map(int, words))
+        return IntDistribution(numbers[0], numbers[-1], step=abs(int(sweep.step)))
+    return CategoricalDistribution(words)
+
+
+def overrides(values: Mapping[str, Any], space: Mapping[str, "BaseDistribution"]) -> list[str]:
+    """The values as overrides, in the space's order; floating-point numbers are rounded to four digits."""
+    return [f"{key}={_word(values[key])}" for key in space if key in values]
+
+
+def open_study(folder: Path, startup_trials: int = 0, warmup_epochs: int = 0) -> "Study":
+    """The study of a sweep's folder, which is made where there is none; its pruner is the median rule.
+
+    startup_trials, warmup_epochs: see `config.SearchConfig`.
+    """
+    import optuna
+    from sqlalchemy.pool import NullPool
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{(folder / STUDY).absolute()}",
+        engine_kwargs={"poolclass": NullPool, "connect_args": {"timeout": LOCKED_SECONDS}},  # nothing is left open
+    )
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs)
+    return optuna.create_study(
+        storage=storage, study_name=NAME, direction="maximize", load_if_exists=True, pruner=pruner
+    )
+
+
+def trials_of(study: "Study") -> list["FrozenTrial"]:
+    """All trials but those that were never run."""
+    return [trial for trial in study.trials if LEFT_OUT not in trial.user_attrs]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a study has found. trials: those that were begun, by number. fixed: the overrides that all of them share.
+
+    importance: the share of each key in the variance of validation accuracy, by PED-ANOVA (Watanabe et al. 2023,
+    arXiv 2304.10255); empty where too few trials finished for that.
+    """
+
+    trials: list["FrozenTrial"]
+    space: dict[str, "BaseDistribution"]
+    fixed: list[str]
+    importance: dict[str, float]
+
+    def of_state(self, name: str) -> list["FrozenTrial"]:
+        """Those that are COMPLETE, PRUNED, FAIL or RUNNING."""
+        return [trial for trial in self.trials if trial.state.name == name]
+
+    @property
+    def best(self) -> "FrozenTrial | None":
+        """The first complete trial with the highest value."""
+        return max(self.of_state("COMPLETE"), key=lambda trial: trial.value or 0.0, default=None)
+
+    def words(self) -> str:
+        """What the search has found, in a line."""
+        states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "interrupted"}
+        counts = {word: len(self.of_state(state)) for state, word in states.items()}
+        told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        if not self.best:
+            return f"optuna: no trial has finished ({told or 'none was begun'})"
+        found = " ".join(overrides(self.best.params, self.space))
+        return (
+            f"optuna: best is trial {self.best.number} with val {100 * (self.best.value or 0):.2f} %, {found} ({told})"
+        )
+
+    def command(self) -> str | None:
+        """What trains the best trial's recipe in its full length."""
+        if not self.best:
+            return None
+        shared = [override for override in self.fixed if not override.startswith(("sweep=", "length="))]
+        return shlex.join(["litcifar-train", *shared, *overrides(self.best.params, self.space)])
+
+
+def search_of(folder: Path) -> Search | None:
+    """The search of a sweep's folder; None where there is none, MachineError without optuna."""
+    if not (folder / STUDY).is_file():
+        return None
+    require(f"'{folder / STUDY}'", "optuna", extra="optuna")
+    from optuna.distributions import json_to_distribution
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    study = open_study(folder)
+    kept = study.user_attrs
+    space = {key: json_to_distribution(text) for key, text in kept.get("space", {}).items()}
+    found = Search(trials_of(study), space, kept.get("fixed", []), {})
+    values = {trial.value for trial in found.of_state("COMPLETE")}
+    if len(values) > 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of optuna's, that there are few trials
+            shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        found.importance.update(shares)
+    return found
+
+
+def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[str], folder: Path) -> None:
+    """Writes down what is searched; ConfigError where the folder's study is another one."""
+    from optuna.distributions import distribution_to_json
+
+    from litcifar.leaderboard import FREE
+
+    new = {key: distribution_to_json(of_key) for key, of_key in space.items()}
+    old = study.user_attrs
+    if not old:
+        study.set_user_attr("space", new)
+        study.set_user_attr("fixed", fixed)
+        return
+    before, now = (
+        {*(f"{key}={text}" for key, text in of.items()), *(f for f in shared if not f.startswith(FREE))}
+        for of, shared in ((old["space"], old["fixed"]), (new, fixed))
+    )
+    if different := sorted({text.partition("=")[0] for text in before ^ now}):
+        raise ConfigError(
+            f"'{folder}' holds a search that differs in {', '.join(different)} - give the same keys and values, or "
+            "another hydra.sweep.dir"
+        )
+
+
+def _draw(study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]) -> "FrozenTrial | None":
+    """A new trial, whose values none before has had; None if there seem to be no others."""
+    import optuna
+
+    for attempt in range(TRIES):
+        before = study.trials
+        # A function of the trials before it: the search that was interrupted draws what the other one does.
+        seed = (settings.seed * 1_000_003 + len(before)) % 2**32
+        tpe = optuna.samplers.TPESampler(n_startup_trials=settings.startup_trials, seed=seed)
+        study.sampler = optuna.samplers.RandomSampler(seed) if attempt else tpe
+        drawn = study.ask(dict(space))
+        trial = study.trials[drawn.number]
+        values = overrides(trial.params, space)
+        if not any(overrides(other.params, space) == values for other in before if other.params.keys() == space.keys()):
+            return trial
+        _leave_out(study, trial, "repeats another")
+    return None
+
+
+def _leave_out(study: "Study", trial: "FrozenTrial", why: str) -> None:
+    from optuna.trial import Trial, TrialState
+
+    Trial(study, trial._trial_id).set_user_attr(LEFT_OUT, why)
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _ends(of_key: "BaseDistribution") -> Sequence[Any]:
+    """The choices, or the lowest and the highest number."""
+    found: Any = of_key
+    return found.choices if hasattr(found, "choices") else (found.low, found.high)
+
+
+def _size(space: Mapping[str, "BaseDistribution"]) -> float:
+    """How many different trials there can be."""
+    size = 1.0
+    for of_key in space.values():
+        found: Any = of_key
+        if hasattr(found, "choices"):
+            size *= len(found.choices)
+        else:
+            size *= len(range(found.low, found.high + 1, found.step)) if isinstance(found.low, int) else math.inf
+    return size
+
+
+def _word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
