@@ -135,7 +135,7 @@ def test_the_best_value_is_told_with_the_interval_of_its_lead(tmp_path: Path) ->
     """Deviations of 1 point each: margin 2.776 * sqrt(2 / 3) = 2.27 points."""
     found = answered(tmp_path, {"2": [0.72, 0.73, 0.74], "3": [0.68, 0.69, 0.70], "4": [0.5, 0.51, 0.52]})
     assert found.words() == (
-        "pool_size: 2 is best, 73.0 ± 1.0 % against 69.0 ± 1.0 % of 3 "
+        "pool_size: 2 is highest, 73.0 ± 1.0 % against 69.0 ± 1.0 % of 3 "
         "(difference 4.0 points, 95 % interval 1.7 to 6.3; n=3)"
     )
     assert found.numbers == [2, 3, 4]
@@ -145,14 +145,14 @@ def test_values_that_three_seeds_cannot_tell_apart_are_called_equal(tmp_path: Pa
     found = answered(tmp_path, {"2": [0.72, 0.73, 0.74], "3": [0.71, 0.72, 0.73], "4": [0.5, 0.51, 0.52]})
     assert found.words() == (
         "pool_size: 2 and 3 cannot be told apart with 3 seeds, 73.0 ± 1.0 % and 72.0 ± 1.0 % "
-        "(difference 1.0 points, 95 % interval -1.3 to 3.3; n=3); 4 is worse, 51.0 ± 1.0 %"
+        "(difference 1.0 points, 95 % interval -1.3 to 3.3; n=3); 4 is lower, 51.0 ± 1.0 %"
     )
 
 
 def test_where_nothing_can_be_told_that_is_said(tmp_path: Path) -> None:
     found = answered(tmp_path, {"a": [0.72, 0.73, 0.74], "b": [0.71, 0.72, 0.73]})
     assert found.words() == (
-        "pool_size: no difference can be told with 3 seeds, best are a, 73.0 ± 1.0 %, and b, 72.0 ± 1.0 % "
+        "pool_size: no difference can be told with 3 seeds, highest are a, 73.0 ± 1.0 %, and b, 72.0 ± 1.0 % "
         "(difference 1.0 points, 95 % interval -1.3 to 3.3; n=3)"
     )
 
@@ -167,8 +167,8 @@ def test_failed_jobs_leave_the_others_their_answer(tmp_path: Path) -> None:
     }
     found = answered(tmp_path, accs)
     assert found.words() == (
-        "pool_size: 2 is best, 72.7 ± 1.0 % against 21.0 ± 1.0 % of 3 (difference 51.7 points, 95 % interval 48.2 to "
-        "55.2; n=2 to 3); without 4 and 5, of which less than two seeds finished"
+        "pool_size: 2 is highest, 72.7 ± 1.0 % against 21.0 ± 1.0 % of 3 (difference 51.7 points, 95 % interval 48.2 "
+        "to 55.2; n=2 to 3); without 4 and 5, of which less than two seeds finished"
     )
     assert [value.label for value in found.values] == ["2", "3", "4", "5"]
 

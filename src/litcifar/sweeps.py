@@ -144,12 +144,12 @@ def _verdict(ranked: Sequence[Value]) -> str:
         f"{100 * lead.high:.1f}; n={_seeds([best, rival])}"
     )
     if not tied:
-        return f"{best.label} is best, {best.text} against {rival.text} of {rival.label} ({interval})"
+        return f"{best.label} is highest, {best.text} against {rival.text} of {rival.label} ({interval})"
     equal = [best, *tied]
     if not worse:
         first = f"no difference can be told with {_seeds(equal)} seeds"
-        return f"{first}, best are {best.label}, {best.text}, and {rival.label}, {rival.text} ({interval})"
-    below = f"{_list(worse)} {'is' if len(worse) == 1 else 'are'} worse, {worse[0].text}"
+        return f"{first}, highest are {best.label}, {best.text}, and {rival.label}, {rival.text} ({interval})"
+    below = f"{_list(worse)} {'is' if len(worse) == 1 else 'are'} lower, {worse[0].text}"
     return (
         f"{_list(equal)} cannot be told apart with {_seeds(equal)} seeds, {best.text} and {rival.text} ({interval}); "
         f"{below}{' at best' if len(worse) > 1 else ''}"

@@ -379,8 +379,9 @@ class ImageClassifier(L.LightningModule):
 
     def _share(self, batch: Tensor) -> Tensor:
         """This process's part of a batch [B, ...], of which each has the whole: every so many-th image."""
-        world = self.trainer.world_size
-        return batch[self.trainer.global_rank :: world] if world > 1 else batch
+        group = torch.distributed
+        together = group.is_available() and group.is_initialized()
+        return batch[group.get_rank() :: group.get_world_size()] if together else batch
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         images_BHWC, labels_B = (self._share(whole) for whole in batch)
