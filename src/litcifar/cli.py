@@ -77,6 +77,8 @@ def _train(cfg: DictConfig) -> float:
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
+    if ranks.launched() and not any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
+        raise ConfigError("the processes that torchrun starts need one folder - give hydra.run.dir=...")
     changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
     run_dir = Path(hydra_config.runtime.output_dir)
     if config.tune and hydra_config.mode == RunMode.MULTIRUN:
