@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -92,8 +93,11 @@ def test_weights_and_biases_gets_the_same_figures_offline(
     first, second = sorted((run_dir / "wandb").glob("offline-run-*-sweep-0_mlp/run-sweep-0_mlp.wandb"))  # one id
     for name in ("train/acc", "train/loss", "val/acc", "val/loss"):
         assert [row[name] for row in logged if name in row] == [float(row[name]) for row in rows(run_dir)]
-    assert b"val/acc" in first.read_bytes()
-    assert b"val/acc" in second.read_bytes()
+    for file in (first, second):  # which W&B's own process may still be writing
+        end = time.monotonic() + 30
+        while b"val/acc" not in file.read_bytes():
+            assert time.monotonic() < end
+            time.sleep(0.1)
     assert list(first.parent.glob("files/media/images/figures/confusion_matrix_*.png"))
 
 
