@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,26 @@ def test_a_signal_to_one_of_them_stops_all_at_the_same_step_and_they_go_on_to_th
     for ours, theirs in zip(rows(trained / WHOLE), rows(trained / STOPPED), strict=True):
         for figure in FIGURES:  # the loss is the mean of the same numbers in another order
             assert float(ours[figure]) == pytest.approx(float(theirs[figure]), abs=1e-6)
+
+
+def test_what_two_have_trained_one_trains_on(compose: Compose, trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained / "an MLP, tested 2", tmp_path / "run")
+    config = compose(f"resume={folder}", "trainer=default", "trainer.max_epochs=3")
+    training.train(config, folder, changed=("resume", "trainer.max_epochs", "trainer.devices", "trainer.strategy"))
+    whole = tmp_path / "whole"
+    training.train(compose(*RECIPES["an MLP, tested"], "trainer.max_epochs=3"), whole)
+    for ours, theirs in zip(rows(folder), rows(whole), strict=True):
+        for figure in FIGURES:
+            assert float(ours[figure]) == pytest.approx(float(theirs[figure]), abs=1e-3)
+
+
+def test_where_ddp_finds_one_device_it_is_a_run_of_one_process(compose: Compose, tmp_path: Path) -> None:
+    folders = [tmp_path / strategy for strategy in ("default", "ddp")]
+    for folder in folders:
+        training.train(compose("model=mlp", f"trainer={folder.name}", "trainer.devices=1"), folder)
+        assert not torch.distributed.is_initialized()
+    one, ddp = ([[row[figure] for figure in FIGURES] for row in rows(folder)] for folder in folders)
+    assert one == ddp
 
 
 @pytest.mark.parametrize(

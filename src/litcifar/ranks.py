@@ -13,6 +13,11 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def local_world_size() -> int:
+    """The number of the processes on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
+
+
 def rank() -> int:
     """The number of this one; 0 prints and writes."""
     return int(os.environ["RANK"]) if launched() else 0

@@ -188,7 +188,7 @@ def _processes(config: TrainConfig) -> int:
     asked, gpus = config.trainer.devices, torch.cuda.device_count() if _cuda(config) else 0
     nodes = config.trainer.num_nodes
     if ranks.launched():
-        count = int(os.environ["LOCAL_WORLD_SIZE"])
+        count = ranks.local_world_size()
         if config.trainer.strategy != "ddp" or asked not in (count, "auto") or ranks.world_size() != count * nodes:
             raise ConfigError(
                 f"torchrun started {ranks.world_size()} processes, {count} on this machine, for "
@@ -405,9 +405,9 @@ def _trainer(
 ) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
-    # One process is one, whatever SLURM_NTASKS says.
-    environment = TorchElasticEnvironment() if ranks.launched() else LightningEnvironment()
-    options["devices"] = _processes(config)
+    several = ranks.world_size() > 1  # one process is one, whatever SLURM_NTASKS says
+    options |= {"devices": ranks.local_world_size(), "strategy": "ddp" if several else "auto"}
+    environment = TorchElasticEnvironment() if several else LightningEnvironment()
     callbacks: list[Callback] = [history]
     if config.ema:
         callbacks.append(EMA(decay=config.ema))

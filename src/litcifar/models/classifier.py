@@ -342,11 +342,12 @@ class ImageClassifier(L.LightningModule):
         # Of the epoch so far, so that a resumed one has the metrics of the whole; of all processes, as one has them.
         saved = checkpoint["train_metrics"] = {}
         for name, metric in self.train_metrics.items():
-            with metric.sync_context():  # which makes a tensor of a list
-                saved[name] = {
-                    state: [value] if isinstance(value, Tensor) and value.ndim == 2 else value
-                    for state, value in metric.metric_state.items()
-                }
+            lists = {state for state, value in metric.metric_state.items() if isinstance(value, list)}
+            with metric.sync_context():  # which makes one tensor of a list, of none too
+                saved[name] = metric.metric_state
+            for state in lists:
+                if isinstance(value := saved[name][state], Tensor):
+                    saved[name][state] = [value] if value.numel() else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.provenance = self.provenance or checkpoint.get("litcifar", {})
