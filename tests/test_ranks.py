@@ -1,6 +1,5 @@
 """A training that several processes share is the training of one: the same figures, and each image once."""
 
-import csv
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from litcifar.errors import ConfigError, Interrupted, MachineError
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
+from tests.test_training import rows
 
 FIGURES = ("train/acc", "train/loss", "val/acc", "val/loss")
 # The differences are those of sums in another order; biases before batch norm would add noise, scaled up by Adam.
@@ -78,11 +78,6 @@ def trained(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
             config = compose("model=mlp", "model.hidden=[8]", "model.dropout=0.3", "test=false", "trainer=ddp")
             processes.run(train_all, count, jobs, (config, root))
     return root
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("name", RECIPES)

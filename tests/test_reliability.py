@@ -235,7 +235,7 @@ def test_a_job_that_is_queued_again_goes_on_in_its_folder(tiny: list[str], tmp_p
     queue, commands, sweep = tmp_path / "queue", tmp_path / "bin", tmp_path / "sweep"
     queue.mkdir()
     commands.mkdir()
-    for name in ("sbatch", "srun", "sacct", "scontrol", "scancel"):
+    for name in ("sbatch", "srun", "sacct", "scontrol"):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{slurm.__file__}" {name} "$@"\n')
         (commands / name).chmod(0o755)
     environment = {**SCRIPT, "QUEUE": str(queue), "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}

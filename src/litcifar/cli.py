@@ -1,6 +1,7 @@
 """The console scripts. Hydra only: torch is imported inside, once the configuration is known to be right."""
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -37,12 +38,12 @@ def train() -> None:
 
 def evaluate() -> None:
     """litcifar-evaluate"""
-    _run("evaluate", _evaluate, sys.argv[1:])
+    _run("evaluate", _job("EvaluateConfig", "evaluation.evaluate"), sys.argv[1:])
 
 
 def look() -> None:
     """litcifar-look"""
-    _run("look", _look, sys.argv[1:])
+    _run("look", _job("LookConfig", "look.look"), sys.argv[1:])
 
 
 def compare() -> None:
@@ -52,17 +53,17 @@ def compare() -> None:
 
 def predict() -> None:
     """litcifar-predict"""
-    _run("predict", _predict, sys.argv[1:], bare="images")
+    _run("predict", _job("PredictConfig", "prediction.predict"), sys.argv[1:], bare="images")
 
 
 def export() -> None:
     """litcifar-export"""
-    _run("export", _export, sys.argv[1:])
+    _run("export", _job("ExportConfig", "export.export"), sys.argv[1:])
 
 
 def demo() -> None:
     """litcifar-demo"""
-    _run("demo", _demo, sys.argv[1:])
+    _run("demo", _job("DemoConfig", "demo.demo"), sys.argv[1:])
 
 
 def _train(cfg: DictConfig) -> float:
@@ -102,26 +103,27 @@ def _callbacks(settings: Any, run_dir: Path) -> list[Any]:
     return [Pruning(run_dir, settings.sweeper, settings.job.num)]
 
 
-def _evaluate(cfg: DictConfig) -> float:
-    from litcifar.config import EvaluateConfig, check
+def _job(schema: str, function: str) -> Callable[[DictConfig], float]:
+    """A job that checks its configuration, checkpoint and output, and only then imports what does the work.
 
-    config = check(_container(cfg), EvaluateConfig)
-    find_checkpoint(config.ckpt, BEST)
-    with signals.deferred():
-        from litcifar.evaluation import evaluate
+    schema: a class of `litcifar.config`. function: of a module of litcifar; takes the configuration.
+    """
 
-    return evaluate(config)[-1].acc
+    def job(cfg: DictConfig) -> float:
+        from litcifar import config as schemas
 
+        config = schemas.check(_container(cfg), getattr(schemas, schema))
+        if ckpt := getattr(config, "ckpt", None):
+            find_checkpoint(ckpt, BEST)
+        if output := getattr(config, "output", None):
+            output_file(output, config.overwrite)
+        module, _, name = function.rpartition(".")
+        with signals.deferred():
+            work = getattr(importlib.import_module(f"litcifar.{module}"), name)
+        work(config)
+        return 0.0
 
-def _look(cfg: DictConfig) -> float:
-    from litcifar.config import LookConfig, check
-
-    config = check(_container(cfg), LookConfig)
-    with signals.deferred():
-        from litcifar.look import look
-
-    look(config)
-    return 0.0
+    return job
 
 
 def _compare(cfg: DictConfig) -> float:
@@ -143,43 +145,6 @@ def _check_sweep(settings: Any, asked: list[str]) -> None:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
     if question and not {key.lstrip("+~") for key in settings.sweeper.params} <= set(asked):
         raise ConfigError("a sweep answers one question - give each a command of its own")
-
-
-def _predict(cfg: DictConfig) -> float:
-    from litcifar.config import PredictConfig, check
-
-    config = check(_container(cfg), PredictConfig)
-    find_checkpoint(config.ckpt, BEST)
-    if config.output:
-        output_file(config.output, config.overwrite)
-    with signals.deferred():
-        from litcifar.prediction import predict
-
-    return predict(config)
-
-
-def _export(cfg: DictConfig) -> float:
-    from litcifar.config import ExportConfig, check
-
-    config = check(_container(cfg), ExportConfig)
-    find_checkpoint(config.ckpt, BEST)
-    with signals.deferred():
-        from litcifar.export import export
-
-    export(config)
-    return 0.0
-
-
-def _demo(cfg: DictConfig) -> float:
-    from litcifar.config import DemoConfig, check
-
-    config = check(_container(cfg), DemoConfig)
-    find_checkpoint(config.ckpt, BEST)
-    with signals.deferred():
-        from litcifar.demo import demo
-
-    demo(config)
-    return 0.0
 
 
 class SweepSummary(Callback):

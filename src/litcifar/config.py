@@ -298,6 +298,11 @@ class TrainConfig(Node):
                 )
         return self
 
+    def with_data(self, where: Node) -> "TrainConfig":
+        """The same, with those keys of the data set that `where` gives: what is None in it stays."""
+        given = {key: value for key, value in where.model_dump().items() if value is not None}
+        return self.model_copy(update={"data": self.data.model_copy(update=given)})
+
 
 class SearchConfig(Node):
     """The keys of `conf/hydra/sweeper/optuna.yaml`, but for the space itself.

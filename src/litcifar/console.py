@@ -26,8 +26,9 @@ def short(path: Path) -> str:
 
 def quiet() -> None:
     """Silences Lightning's tips and notes, and warnings that ask a litcifar user for nothing."""
-    for name in ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("torch") else logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     for message in (
         ".*LeafSpec.*is deprecated",  # torch's pytree, at every fit
         "Precision .* is not supported by the model summary",  # which says sizes in MB; litcifar's does not

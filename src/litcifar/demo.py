@@ -5,7 +5,6 @@ Shape suffixes: N images, H height, W width, C channels.
 
 import base64
 import binascii
-import importlib.util
 import io
 import os
 import sys
@@ -26,7 +25,7 @@ from litcifar.config import TTA, DemoConfig, TrainConfig
 from litcifar.console import quiet, short
 from litcifar.data import ShapesDataModule, shapes
 from litcifar.data.image_file import decode, quoted
-from litcifar.errors import DataError, MachineError, UserError, explained
+from litcifar.errors import DataError, UserError, explained, require
 from litcifar.models import ImageClassifier
 from litcifar.prediction import device_of, printable, probabilities
 from litcifar.report import CSS_PIXELS, size
@@ -89,8 +88,7 @@ def demo(config: DemoConfig) -> None:
     Raises CheckpointError, and MachineError where Gradio is missing or the port is taken.
     """
     quiet()
-    if importlib.util.find_spec("gradio") is None:
-        raise MachineError("litcifar-demo needs gradio - pip install 'litcifar[demo]'")
+    require("litcifar-demo", "gradio", extra="demo")
     from litcifar import server
 
     path = find_checkpoint(config.ckpt, BEST)
@@ -225,10 +223,8 @@ def png_of(address: Any) -> bytes:
 
 def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: DemoConfig.Where) -> Examples:
     """The first test images of each class, where the set is on this machine: nothing is loaded from the network."""
-    update = {key: value for key, value in where.model_dump().items() if value is not None}
-    trained = trained.model_copy(update={"data": trained.data.model_copy(update=update)})
     try:
-        data = checkpoints.data_of(trained)
+        data = checkpoints.data_of(trained.with_data(where))
         if isinstance(data, ShapesDataModule):  # its training images take many times as long
             images, labels = shapes.draw(data.sizes[1], seed=1)
             names, changed = np.array(data.class_names)[labels], False

@@ -172,9 +172,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     trained = checkpoints.config_of(checkpoint, config.trust)
     folder = Path(config.folder) if config.folder else path.parent / EVALUATION / path.stem
     run_folder.check_writable(folder, "folder")
-    where = {key: value for key, value in config.data.model_dump().items() if value is not None}
-    data_config = trained.data.model_copy(update=where)
-    trained = trained.model_copy(update={"data": data_config, "tta": config.tta or trained.tta})
+    trained = trained.with_data(config.data).model_copy(update={"tta": config.tta or trained.tta})
     known = checkpoint["litcifar"]
     console.print(f"{path}: {trained.name} seed {trained.seed}, epoch {checkpoint['epoch'] + 1}, data {known['data']}")
     data = checkpoints.data_of(trained)
