@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from litcifar import checkpoints, figures, run_folder
+from litcifar import checkpoints, figures, memory, run_folder
 from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -178,6 +178,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     data = checkpoints.data_of(trained)
     data.prepare_data()
     data.setup()
+    memory.keep_freed()
     notes: list[str] = []
     if data.fingerprint != known["fingerprint"]:
         notes.append("These are not the images that it was trained on: the figures will differ.")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures, processes, ranks, report, run_folder, signals, style
+from litcifar import checkpoints, figures, memory, processes, ranks, report, run_folder, signals, style
 from litcifar.averaging import EMA, Lookahead
 from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
 from litcifar.console import console as make_console
@@ -108,6 +108,7 @@ def _train(
     model = _model(config, data)
     precision, reason = _precision(config, cuda)
     data.setup()
+    memory.keep_freed()
     _check_limits(config, data)
     counts = data.class_counts()
     model.provenance = {
@@ -217,6 +218,7 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     cuda = _cuda(config)
     data, config, _ = prepare(config, console)
     data.setup()
+    memory.keep_freed()
     # Without a schedule, which would be another one than the test's.
     groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
     optim = config.optim.model_copy(update={"groups": groups})
