@@ -15,7 +15,7 @@ from typing import Any
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 import torch
 
-from litcifar import checkpoints
+from litcifar import checkpoints, memory
 from litcifar.config import train_config
 from litcifar.data import ImageDataModule
 from litcifar.data.augment import Augment
@@ -64,14 +64,15 @@ def main() -> None:
     options = KINDS | {"standard": standard.augment.model_dump()}
     kinds = {name: Augment(**kind, num_classes=len(data.classes)) for name, kind in options.items()}
 
-    memory = {"before": peak_mib()}
+    peaks = {"before": peak_mib()}
     data.prepare_data()
     data.setup()
+    memory.keep_freed()  # as litcifar-train does
     report.content["data"] = f"{data.name} {data.fingerprint[:8]}"
-    memory["after reading"] = peak_mib()
+    peaks["after reading"] = peak_mib()
     seconds(data, kinds["standard"], device)
-    memory["after a standard pass"] = peak_mib()
-    for when, mib in memory.items():
+    peaks["after a standard pass"] = peak_mib()
+    for when, mib in peaks.items():
         report.add([mib], what=f"peak memory {when}", unit="MiB")
     images = sum(data.class_counts()["train"].values())
     values: dict[str, list[float]] = {name: [] for name in kinds}

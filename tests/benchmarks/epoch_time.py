@@ -11,17 +11,20 @@ NumPy            numpy_mlp's step in float32 NumPy, without the value of the los
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
 
 Each variant runs the same number of steps twice and times the second pass from before its first batch is fetched.
-Where that is less than an epoch, the time is scaled by the images. Use an idle machine.
+Where that is less than an epoch, the time is scaled by the images. All but litcifar run in a process of their own, so
+that what litcifar does to its process (`litcifar.memory`) does not help them. Use an idle machine.
 """
 
 import contextlib
 import csv
 import functools
 import io
+import multiprocessing
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from torchvision import transforms
 
 from litcifar import checkpoints, training
 from litcifar.config import TrainConfig, train_config
+from litcifar.console import quiet
 from litcifar.errors import ConfigError
 from litcifar.models import ImageClassifier
 from litcifar.models.conv_pool import ChannelsFirst
@@ -63,7 +67,44 @@ class Case:
 
     def __init__(self, overrides: list[str], seconds: float) -> None:
         self.overrides = overrides
+        self.steps, self.images_of_epoch = 2, 1
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        with tempfile.TemporaryDirectory() as folder:
+            self.litcifar(folder=folder)
+            if self.precision not in ("32-true", "bf16-mixed"):
+                raise ConfigError(
+                    f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed"
+                )
+            network = Path(folder, BEST)  # of the other variants too
+            self.steps, self.steps_of_epoch, self.images_of_epoch = self.pool.submit(
+                _prepare, overrides, seconds, network, self.precision
+            ).result()
+
+    def litcifar(self, validation: bool = False, folder: str = "") -> float:
+        limits = [] if validation else ["trainer.limit_val_batches=1", "data.eval_batch_size=100"]
+        limits += ["trainer.max_epochs=2", f"trainer.limit_train_batches={self.steps}", "test=false", "logger=none"]
+        printed = EpochLines()
+        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(printed):
+            run_dir = Path(folder or temporary)
+            self.metrics = training.train(train_config(*self.overrides, *limits), run_dir)
+            self.precision: str = self.metrics["precision"]
+            with Path(run_dir, HISTORY).open() as file:
+                *_, row = csv.DictReader(file)
+        training_seconds = self.images_of_epoch / float(row["images_per_second"])
+        others = printed.times[-1] - printed.times[-2] - float(row["seconds"])
+        return training_seconds + others if validation else training_seconds
+
+    def other(self, variant: str, *arguments: Any) -> float:
+        """The seconds of a method of `Others`."""
+        return self.pool.submit(_measure, variant, *arguments).result()
+
+
+class Others:
+    """The variants that litcifar is compared with, in a process where litcifar trains nothing."""
+
+    def __init__(self, overrides: list[str], seconds: float, checkpoint: Path, precision: str) -> None:
         self.config: TrainConfig = train_config(*overrides)
+        self.checkpoint, self.precision = checkpoints.read(checkpoint), precision
         self.device: torch.device = measure.device_of(self.config)
         self.data = checkpoints.data_of(self.config)
         self.data.prepare_data()
@@ -76,26 +117,9 @@ class Case:
             self.images_of_epoch -= self.images_of_epoch % self.batch
         self.steps_of_epoch = -(-self.images_of_epoch // self.batch)
         self.steps = min(2, self.steps_of_epoch)
-        self.litcifar()
-        if self.precision not in ("32-true", "bf16-mixed"):
-            raise ConfigError(f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed")
         for wanted in (seconds / 10, seconds):
             steps = wanted * self.steps_of_epoch / self.plain_loop()
             self.steps = int(min(self.steps_of_epoch, max(self.steps, steps)))
-
-    def litcifar(self, validation: bool = False) -> float:
-        limits = [] if validation else ["trainer.limit_val_batches=1", "data.eval_batch_size=100"]
-        limits += ["trainer.max_epochs=2", f"trainer.limit_train_batches={self.steps}", "test=false", "logger=none"]
-        printed = EpochLines()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(printed):
-            metrics = training.train(train_config(*self.overrides, *limits), Path(folder))
-            self.precision: str = metrics["precision"]
-            self.checkpoint = checkpoints.read(Path(folder, BEST))  # the network of the other variants
-            with Path(folder, HISTORY).open() as file:
-                *_, row = csv.DictReader(file)
-        training_seconds = self.images_of_epoch / float(row["images_per_second"])
-        others = printed.times[-1] - printed.times[-2] - float(row["seconds"])
-        return training_seconds + others if validation else training_seconds
 
     def plain_loop(self) -> float:
         model = checkpoints.model_of(self.checkpoint).train().to(self.device)
@@ -185,6 +209,22 @@ class Case:
 
     def _scaled(self, seconds: float) -> float:
         return seconds * self.images_of_epoch / min(self.steps * self.batch, self.images_of_epoch)
+
+
+_others: list[Others] = []  # of the other process: one
+
+
+def _prepare(*arguments: Any) -> tuple[int, int, int]:
+    quiet()
+    others = Others(*arguments)
+    _others.append(others)
+    return others.steps, others.steps_of_epoch, others.images_of_epoch
+
+
+def _measure(variant: str, *arguments: Any) -> float:
+    with warnings.catch_warnings(action="ignore"):
+        seconds: float = getattr(_others[0], variant)(*arguments)
+    return seconds
 
 
 class EpochLines(io.StringIO):
@@ -286,15 +326,15 @@ def main() -> None:
 
     for (experiment, batch), overrides in cases.items():
         case = Case(overrides, arguments.seconds)
-        report.content["data"] = f"{case.data.name} {case.data.fingerprint[:8]}"
+        report.content["data"] = f"{case.metrics['data']} {case.metrics['fingerprint'][:8]}"
         variants: dict[str, Callable[[], float]] = {
             "litcifar": case.litcifar,
-            "plain loop": case.plain_loop,
-            "usual Lightning": functools.partial(case.usual_lightning, arguments.usual_precision),
-            "FLOP floor": case.flop_floor,
+            "plain loop": functools.partial(case.other, "plain_loop"),
+            "usual Lightning": functools.partial(case.other, "usual_lightning", arguments.usual_precision),
+            "FLOP floor": functools.partial(case.other, "flop_floor"),
         }
         if experiment == "numpy_mlp":
-            variants["NumPy"] = case.numpy
+            variants["NumPy"] = functools.partial(case.other, "numpy")
         if (experiment, batch) == ("keras_cnn", 64):
             variants["with validation"] = functools.partial(case.litcifar, validation=True)
         values: dict[str, list[float]] = {name: [] for name in variants}
@@ -312,6 +352,7 @@ def main() -> None:
             if under in values:
                 pairs = zip(values[over], values[under], strict=True)
                 report.add([a / b for a, b in pairs], **labels, what=f"{over} / {under}", unit="ratio")
+        case.pool.shutdown()
     report.show(
         "Seconds of a whole epoch, ratios of the pairs of a round. The Keras notebook reports, and nobody measured "
         "here, 11 minutes for keras_cnn's 25 epochs: 26.4 s an epoch with validation."
