@@ -3,7 +3,8 @@
     python tests/benchmarks/epoch_time.py data.root=DIR data.verify=false
 
 litcifar         litcifar.training.train, from its metrics.csv
-plain loop       a bare PyTorch loop of the same step, the images in memory, on the device: the limit
+plain loop       a bare PyTorch loop of the same step, the images in memory, on the device
+  memory kept    the same in a process that keeps freed memory, as litcifar's does (`litcifar.memory`): the limit
 usual Lightning  the same network and optimizer; PIL images transformed one by one in two workers, automatic
                  optimization, loss and accuracy logged each step, progress bar and CSVLogger on
 FLOP floor       the epoch's training FLOPs at the rate of a large matrix product in litcifar's precision
@@ -11,8 +12,8 @@ NumPy            numpy_mlp's step in float32 NumPy, without the value of the los
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
 
 Each variant runs the same number of steps twice and times the second pass from before its first batch is fetched.
-Where that is less than an epoch, the time is scaled by the images. All but litcifar run in a process of their own, so
-that what litcifar does to its process (`litcifar.memory`) does not help them. Use an idle machine.
+Where that is less than an epoch, the time is scaled by the images. All but litcifar run in processes of their own, so
+that what litcifar does to its process does not help them. Use an idle machine.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from litcifar import checkpoints, training
+from litcifar import checkpoints, memory, training
 from litcifar.config import TrainConfig, train_config
 from litcifar.console import quiet
 from litcifar.errors import ConfigError
@@ -53,6 +54,7 @@ from litcifar.run_folder import BEST, HISTORY
 EXPERIMENTS = "logistic_regression,numpy_mlp,keras_cnn,deep_cnn,speed_94"
 RATIOS = (
     ("litcifar", "plain loop"),
+    ("litcifar", "memory kept"),
     ("usual Lightning", "litcifar"),
     ("plain loop", "FLOP floor"),
     ("litcifar", "NumPy"),
@@ -68,7 +70,7 @@ class Case:
     def __init__(self, overrides: list[str], seconds: float) -> None:
         self.overrides = overrides
         self.steps, self.images_of_epoch = 2, 1
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.others, self.kept = (ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2))
         with tempfile.TemporaryDirectory() as folder:
             self.litcifar(folder=folder)
             if self.precision not in ("32-true", "bf16-mixed"):
@@ -76,9 +78,9 @@ class Case:
                     f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed"
                 )
             network = Path(folder, BEST)  # of the other variants too
-            self.steps, self.steps_of_epoch, self.images_of_epoch = self.pool.submit(
-                _prepare, overrides, seconds, network, self.precision
-            ).result()
+            for pool in (self.others, self.kept):
+                pool.submit(_prepare, overrides, network, self.precision, pool is self.kept).result()
+        self.steps, self.steps_of_epoch, self.images_of_epoch = self.others.submit(_choose, seconds).result()
 
     def litcifar(self, validation: bool = False, folder: str = "") -> float:
         limits = [] if validation else ["trainer.limit_val_batches=1", "data.eval_batch_size=100"]
@@ -94,15 +96,20 @@ class Case:
         others = printed.times[-1] - printed.times[-2] - float(row["seconds"])
         return training_seconds + others if validation else training_seconds
 
-    def other(self, variant: str, *arguments: Any) -> float:
-        """The seconds of a method of `Others`."""
-        return self.pool.submit(_measure, variant, *arguments).result()
+    def variant(self, name: str, *arguments: Any, kept: bool = False) -> Callable[[], float]:
+        """A method of `Others`, called in its process."""
+        pool = self.kept if kept else self.others
+        return lambda: pool.submit(_measure, name, self.steps, *arguments).result()
+
+    def close(self) -> None:
+        self.others.shutdown()
+        self.kept.shutdown()
 
 
 class Others:
     """The variants that litcifar is compared with, in a process where litcifar trains nothing."""
 
-    def __init__(self, overrides: list[str], seconds: float, checkpoint: Path, precision: str) -> None:
+    def __init__(self, overrides: list[str], checkpoint: Path, precision: str) -> None:
         self.config: TrainConfig = train_config(*overrides)
         self.checkpoint, self.precision = checkpoints.read(checkpoint), precision
         self.device: torch.device = measure.device_of(self.config)
@@ -117,6 +124,8 @@ class Others:
             self.images_of_epoch -= self.images_of_epoch % self.batch
         self.steps_of_epoch = -(-self.images_of_epoch // self.batch)
         self.steps = min(2, self.steps_of_epoch)
+
+    def choose_steps(self, seconds: float) -> None:
         for wanted in (seconds / 10, seconds):
             steps = wanted * self.steps_of_epoch / self.plain_loop()
             self.steps = int(min(self.steps_of_epoch, max(self.steps, steps)))
@@ -211,19 +220,27 @@ class Others:
         return seconds * self.images_of_epoch / min(self.steps * self.batch, self.images_of_epoch)
 
 
-_others: list[Others] = []  # of the other process: one
+_others: list[Others] = []  # of a process that is not litcifar's: one
 
 
-def _prepare(*arguments: Any) -> tuple[int, int, int]:
+def _prepare(overrides: list[str], checkpoint: Path, precision: str, keep: bool) -> None:
     quiet()
-    others = Others(*arguments)
-    _others.append(others)
+    _others.append(Others(overrides, checkpoint, precision))
+    if keep:
+        memory.keep_freed()
+
+
+def _choose(seconds: float) -> tuple[int, int, int]:
+    (others,) = _others
+    others.choose_steps(seconds)
     return others.steps, others.steps_of_epoch, others.images_of_epoch
 
 
-def _measure(variant: str, *arguments: Any) -> float:
+def _measure(variant: str, steps: int, *arguments: Any) -> float:
+    (others,) = _others
+    others.steps = steps
     with warnings.catch_warnings(action="ignore"):
-        seconds: float = getattr(_others[0], variant)(*arguments)
+        seconds: float = getattr(others, variant)(*arguments)
     return seconds
 
 
@@ -329,12 +346,13 @@ def main() -> None:
         report.content["data"] = f"{case.metrics['data']} {case.metrics['fingerprint'][:8]}"
         variants: dict[str, Callable[[], float]] = {
             "litcifar": case.litcifar,
-            "plain loop": functools.partial(case.other, "plain_loop"),
-            "usual Lightning": functools.partial(case.other, "usual_lightning", arguments.usual_precision),
-            "FLOP floor": functools.partial(case.other, "flop_floor"),
+            "plain loop": case.variant("plain_loop"),
+            "memory kept": case.variant("plain_loop", kept=True),
+            "usual Lightning": case.variant("usual_lightning", arguments.usual_precision),
+            "FLOP floor": case.variant("flop_floor"),
         }
         if experiment == "numpy_mlp":
-            variants["NumPy"] = functools.partial(case.other, "numpy")
+            variants["NumPy"] = case.variant("numpy")
         if (experiment, batch) == ("keras_cnn", 64):
             variants["with validation"] = functools.partial(case.litcifar, validation=True)
         values: dict[str, list[float]] = {name: [] for name in variants}
@@ -352,7 +370,7 @@ def main() -> None:
             if under in values:
                 pairs = zip(values[over], values[under], strict=True)
                 report.add([a / b for a, b in pairs], **labels, what=f"{over} / {under}", unit="ratio")
-        case.pool.shutdown()
+        case.close()
     report.show(
         "Seconds of a whole epoch, ratios of the pairs of a round. The Keras notebook reports, and nobody measured "
         "here, 11 minutes for keras_cnn's 25 epochs: 26.4 s an epoch with validation."
