@@ -10,7 +10,7 @@ def keep_freed() -> None:
     """Keeps the memory that is freed, for the whole process, where the C library is glibc; else does nothing.
 
     A training step on the CPU frees its activations, and the next one wants as much again. glibc gives large blocks
-    back to the kernel and gets them anew, page by page and filled with zeros: a third of a step of convolutions.
+    back to the kernel and gets them anew, page by page and filled with zeros: a fifth of a convolution step or more.
     """
     if not sys.platform.startswith("linux"):
         return
