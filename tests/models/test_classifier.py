@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,20 @@ def test_a_group_may_end_before_the_run() -> None:
     assert rates[0] == [pytest.approx(0.02), 0.2]
     assert rates[23][0] == 0.1
     assert [step for step, (_, head) in enumerate(rates) if head > 0] == list(range(51))
+
+
+@pytest.mark.parametrize("ending", [{"head"}, set(KINDS)], ids=["one", "all"])
+def test_a_group_that_has_ended_gets_no_gradients_where_others_go_on(
+    images: Tensor, labels: Tensor, ending: set[str]
+) -> None:
+    own = {kind: {"until": 0.5} if kind in ending else {} for kind in KINDS}
+    model, gradients = mlp(optim={**SGD, "groups": own}, scheduler=TRIANGULAR), Counter[str]()
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: gradients.update([name]))
+    trainer = fit(model, images, labels, epochs=4)
+    head = 7 if ending == {"head"} else 12  # steps; after six the factor is `end`
+    assert trainer.global_step == 12
+    assert gradients == {"net.1.weight": 12, "net.1.bias": 12, "net.3.weight": head, "net.3.bias": head}
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,9 @@ class ImageClassifier(L.LightningModule):
                 loss = self.loss(self._share(images_BHWC), self._share(labels), len(labels))
             else:
                 loss = self.loss(images_BHWC, labels)
+            trained = None if several else self._still_trained(optimizer)  # several processes wait for all gradients
             with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
-                self.manual_backward(loss / self.accumulate_grad_batches)
+                self.manual_backward(loss / self.accumulate_grad_batches, inputs=trained)
             if part + 1 < self.accumulate_grad_batches and number < len(turn):
                 continue
             if self.gradient_clip_val is not None:
@@ -371,6 +372,17 @@ class ImageClassifier(L.LightningModule):
         if self.scheduler is None or self.scheduler.get("interval", "epoch") != interval:
             return []
         return [self.lr_schedulers()]
+
+    def _still_trained(self, optimizer: LightningOptimizer) -> list[nn.Parameter] | None:
+        """The parameters that need a gradient, once a group's `until` is over; None where all do.
+
+        A whitened stem ends early, and the way back to it, over the largest images, takes up to a quarter of a step.
+        """
+        groups = optimizer.param_groups
+        ended = [self.trainer.global_step > 0 and "until" in group and group["lr"] == 0 for group in groups]
+        if not any(ended) or all(ended):
+            return None
+        return [p for group, over in zip(groups, ended, strict=True) if not over for p in group["params"]]
 
     def _draw_anew(self, seed: int) -> None:
         """Seeds torch's generators: its `manual_seed` takes 0.9 ms, it formats a stack trace for CUDA."""
