@@ -6,13 +6,15 @@ from typing import Any, get_type_hints
 import lightning.pytorch as L
 import pytest
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from litcifar import config
 from litcifar.config import ConvPoolConfig, MLPConfig, Node, TrainConfig, TrainerConfig, build, check, plain
 from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError
-from litcifar.keys import flat
+from litcifar.keys import flat, opened
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import ClassifierOptions
 from litcifar.training import OPTIMIZATION
@@ -75,10 +77,10 @@ def test_values_out_of_range_are_refused(compose: Compose, override: str) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+optim.groups.nrom.lr=0.1", "optim.groups.nrom=.* - .*'stem', 'norm', 'head', 'hidden' or 'bias'"),
-        ("+optim.groups.norm.until=0.0", "optim.groups.norm.until=0.0 - .*greater than 0"),
-        ("+optim.groups.norm.until=1.5", "optim.groups.norm.until=1.5 - .*less than or equal to 1"),
-        ("+optim.groups.norm=0.1", "optim.groups.norm=0.1 - "),
+        ("optim.groups.nrom.lr=0.1", "optim.groups.nrom=.* - .*'stem', 'norm', 'head', 'hidden' or 'bias'"),
+        ("optim.groups.norm.until=0.0", "optim.groups.norm.until=0.0 - .*greater than 0"),
+        ("optim.groups.norm.until=1.5", "optim.groups.norm.until=1.5 - .*less than or equal to 1"),
+        ("optim.groups.norm=0.1", "optim.groups.norm=0.1 - "),
         ("optim._target_=litcifar.optim.os.system", "optim._target_=litcifar.optim.os.system - "),
         ("scheduler._target_=litcifar.models.MLP", "scheduler._target_=litcifar.models.MLP - "),
     ],
@@ -88,6 +90,35 @@ def test_optimizers_groups_and_schedules_of_another_kind_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("scheduler=triangular", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resolution", "groups"),
+    [
+        ([], {20: 0.15, 24: 0.55}, {"hidden", "norm", "head", "stem"}),
+        (["augment.resolution={20:0.25}"], {20: 0.25}, {"hidden", "norm", "head", "stem"}),
+        (["augment.resolution.20=0.25", "augment.resolution.24=0.75"], {24: 0.75, 20: 0.25}, None),
+        (["optim.groups={head:{lr:1}}", "optim.groups.norm.lr=2"], {20: 0.15, 24: 0.55}, {"head", "norm"}),
+        (["optim.groups={}", "augment.resolution=null"], None, set()),
+        (["augment.resolution=null", "augment.resolution={16:1}"], {16: 1}, None),
+    ],
+)
+def test_mappings_of_free_keys_are_replaced_as_a_whole_or_added_to(
+    overrides: list[str], resolution: dict[int, float] | None, groups: set[str] | None
+) -> None:
+    checked = config.train_config("experiment=fast_85", *overrides)
+    assert checked.augment.resolution == resolution
+    if groups is not None:
+        assert checked.optim.groups.keys() == groups
+
+
+def test_each_job_of_a_sweep_over_mappings_has_its_own() -> None:
+    swept = opened(["augment.resolution={20:0.25},{16:0.5}", "optim.groups.norm.lr=1,2"])
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
+    checked = [config.train_config("experiment=fast_85", *job) for job in jobs]
+    found = [(job.augment.resolution, job.optim.groups["norm"].model_extra) for job in checked]
+    norm = [{"lr": 1, "weight_decay": 0.02}, {"lr": 2, "weight_decay": 0.02}]
+    assert found == [({20: 0.25}, norm[0]), ({20: 0.25}, norm[1]), ({16: 0.5}, norm[0]), ({16: 0.5}, norm[1])]
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -92,7 +92,7 @@ def test_it_ends_where_the_loss_explodes_and_the_training_after_it_is_another_ma
 def test_any_schedule_gives_way(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one whose groups end early."""
     monkeypatch.setattr(range_test, "DIVERGED", 0.0)  # after the first step
-    config = compose(*MUON, "+optim.groups.norm.until=0.5")
+    config = compose(*MUON, "optim.groups.norm.until=0.5")
     with pytest.raises(UserError, match=r"the loss falls at no learning rate from 1\.0e-04 on - change optim\.lr"):
         training.find_learning_rate(config, tmp_path)
 

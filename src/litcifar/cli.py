@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from litcifar import ranks, signals, tuning
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, Pruned, UserError, explained
-from litcifar.keys import closest, compose, conf_dir, flat, suggestion
+from litcifar.keys import closest, compose, conf_dir, flat, opened, suggestion
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
 FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
@@ -199,7 +199,7 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
     SweepSummary.folder = ""
     try:
         with signals.handled(signals.raise_interrupted):
-            sys.argv[1:] = _options_first(arguments, name, bare)
+            sys.argv[1:] = opened(_options_first(arguments, name, bare))
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except UserError as error:
         FAILURES.append(error)

@@ -204,7 +204,7 @@ class AugmentConfig(Node):
     cutout: Annotated[int, Field(ge=0)]
     mixup: NonNegative
     cutmix: NonNegative
-    resolution: dict[Annotated[int, Field(ge=4)], Annotated[float, Field(gt=0, le=1)]] | None = None
+    resolution: dict[Annotated[int, Field(ge=4, strict=False)], Annotated[float, Field(gt=0, le=1)]] | None = None
 
 
 class LoggerConfig(Node):

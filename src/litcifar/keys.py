@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+OPEN = ("augment.resolution", "optim.groups")  # mappings whose keys are the user's choice
+
 
 def conf_dir() -> Path:
     """The folder of the configuration files: inside the package when installed from a wheel, else beside `src`."""
@@ -21,8 +23,25 @@ def compose(program: str, *overrides: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose(program, list(overrides))
+        composed = hydra.compose(program, opened(overrides))
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def opened(overrides: Iterable[str]) -> list[str]:
+    """The overrides as Hydra takes them for `OPEN` mappings, which it would neither replace nor let grow.
+
+    `optim.groups={...}` is then all there is, and `optim.groups.norm.lr=1` changes what there is or adds to it.
+    """
+    given: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in OPEN and value.startswith("{"):
+            given += [f"{key}=null", f"++{override}"]  # with ++ because a sweep keeps one override of a key as written
+        elif key.startswith(tuple(f"{mapping}." for mapping in OPEN)):
+            given.append(f"++{override}")
+        else:
+            given.append(override)
+    return given
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ NumPy            numpy_mlp's step in float32 NumPy, without the value of the los
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
 
 Each variant runs the same number of steps twice and times the second pass from before its first batch is fetched.
+None computes gradients for a group of parameters whose `until` lies before that pass.
 Where that is less than an epoch, the time is scaled by the images. All but litcifar run in processes of their own, so
 that what litcifar does to its process does not help them. Use an idle machine.
 """
@@ -141,6 +142,8 @@ class Others:
         assert self.data.augment is not None
         for epoch in range(2):
             start = measure.now(self.device)
+            if epoch == 1:
+                _freeze_ended(optimizer)
             order = torch.randperm(len(rows)) if self.config.data.shuffle else torch.arange(len(rows))
             for step, indices_B in enumerate(order.to(self.device).split(self.batch)[: self.steps]):
                 images_BHWC = rows.index_select(0, indices_B).view(-1, *self.images_NHWC.shape[1:])
@@ -183,6 +186,8 @@ class Others:
 
     def flop_floor(self) -> float:
         model, few = checkpoints.model_of(self.checkpoint).train(), 8
+        recipe = model.recipe(total_steps=2)
+        _freeze_ended(recipe[0][0] if isinstance(recipe, tuple) else recipe)
         with FlopCounterMode(display=False) as counter:
             _loss(model, model(self.images_NHWC[:few]), self.labels_N[:few]).backward()
         size, times = 2048 if self.device.type == "cpu" else 8192, []
@@ -302,6 +307,8 @@ class UsualModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.start = measure.now(self.device)
+        if self.current_epoch == 1:
+            _freeze_ended(self.optimizers())
 
     def on_train_batch_end(self, *batch: Any) -> None:
         if self.trainer.is_last_batch:
@@ -310,6 +317,14 @@ class UsualModule(L.LightningModule):
 
 def in_steps(model: ImageClassifier) -> bool:
     return model.scheduler is not None and model.scheduler.get("interval") == "step"
+
+
+def _freeze_ended(optimizer: Any) -> None:
+    """The parameters that are no longer trained in the second of two epochs."""
+    for group in optimizer.param_groups:
+        if group.get("until", 1.0) <= 0.5:
+            for parameter in group["params"]:
+                parameter.requires_grad = False
 
 
 def _loss(model: ImageClassifier, logits_BK: Tensor, labels: Tensor) -> Tensor:
