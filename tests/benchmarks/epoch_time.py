@@ -133,8 +133,7 @@ class Others:
 
     def plain_loop(self) -> float:
         model = checkpoints.model_of(self.checkpoint).train().to(self.device)
-        recipe = model.recipe(total_steps=2 * self.steps)
-        (optimizer,), schedulers = recipe if isinstance(recipe, tuple) else ([recipe], [])
+        (optimizer,), schedulers = _recipe(model, total_steps=2 * self.steps)
         if not in_steps(model):
             schedulers = []
         rows, labels_N = self.images_NHWC.flatten(1).to(self.device), self.labels_N.to(self.device)
@@ -186,8 +185,8 @@ class Others:
 
     def flop_floor(self) -> float:
         model, few = checkpoints.model_of(self.checkpoint).train(), 8
-        recipe = model.recipe(total_steps=2)
-        _freeze_ended(recipe[0][0] if isinstance(recipe, tuple) else recipe)
+        (optimizer,), _ = _recipe(model, total_steps=2)
+        _freeze_ended(optimizer)
         with FlopCounterMode(display=False) as counter:
             _loss(model, model(self.images_NHWC[:few]), self.labels_N[:few]).backward()
         size, times = 2048 if self.device.type == "cpu" else 8192, []
@@ -285,7 +284,7 @@ class UsualModule(L.LightningModule):
         assert isinstance(model.net, nn.Sequential)
         self.net = nn.Sequential(*(layer for layer in model.net if not isinstance(layer, ChannelsFirst)))
         self.loss = functools.partial(_loss, model)  # in a partial, so that `model` is no submodule
-        self.recipe = functools.partial(model.recipe, total_steps)
+        self.recipe = functools.partial(_recipe, model, total_steps)
         self.interval = "step" if in_steps(model) else "epoch"
         self.acc = MulticlassAccuracy(len(model.classes), average="micro")
 
@@ -299,10 +298,7 @@ class UsualModule(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        recipe = self.recipe()
-        if not isinstance(recipe, tuple):
-            return recipe
-        optimizers, schedulers = recipe
+        optimizers, schedulers = self.recipe()
         return optimizers, [{"scheduler": scheduler, "interval": self.interval} for scheduler in schedulers]
 
     def on_train_epoch_start(self) -> None:
@@ -317,6 +313,12 @@ class UsualModule(L.LightningModule):
 
 def in_steps(model: ImageClassifier) -> bool:
     return model.scheduler is not None and model.scheduler.get("interval") == "step"
+
+
+def _recipe(model: ImageClassifier, total_steps: int) -> tuple[list[Any], list[Any]]:
+    """The optimizer, and its scheduler where there is one."""
+    recipe = model.recipe(total_steps)
+    return recipe if isinstance(recipe, tuple) else ([recipe], [])
 
 
 def _freeze_ended(optimizer: Any) -> None:

@@ -374,12 +374,12 @@ class ImageClassifier(L.LightningModule):
         return [self.lr_schedulers()]
 
     def _still_trained(self, optimizer: LightningOptimizer) -> list[nn.Parameter] | None:
-        """The parameters that need a gradient, once a group's `until` is over; None where all do.
+        """The parameters that still need a gradient; None, for all, where no group's `until` is over, or every one's.
 
         A whitened stem ends early, and the way back to it, over the largest images, takes up to a quarter of a step.
         """
         groups = optimizer.param_groups
-        ended = [self.trainer.global_step > 0 and "until" in group and group["lr"] == 0 for group in groups]
+        ended = ["until" in group and group["lr"] == 0 and self.trainer.global_step > 0 for group in groups]
         if not any(ended) or all(ended):
             return None
         return [p for group, over in zip(groups, ended, strict=True) if not over for p in group["params"]]
