@@ -45,7 +45,7 @@ def train_and_stop(config: TrainConfig, root: Path) -> None:
     """Trains; again, and stopped by a signal to one process; and on. Notes the images that each process has seen."""
     seen: list[bytes] = []
     loss, steps = ImageClassifier.loss, 0
-    datamodule.TURNS = 4
+    datamodule.TURNS_OF_SEVERAL = 4
 
     def noted(self: ImageClassifier, images_BHWC: torch.Tensor, *others: Any) -> torch.Tensor:
         nonlocal steps

@@ -1,6 +1,7 @@
 """Training: what a run leaves behind, and that a resumed run is the one that was never stopped."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 
 from litcifar import config as configuration
-from litcifar import training
+from litcifar import history, training
 from litcifar.checkpoints import config_of, read
 from litcifar.config import EvaluateConfig, TrainConfig, check, plain
 from litcifar.data import ShapesDataModule, datamodule
@@ -160,6 +162,34 @@ def test_max_steps_is_kept_to_the_step(compose: Compose, tmp_path: Path, monkeyp
     monkeypatch.setattr(datamodule, "TURNS", 3)
     training.train(compose("model=mlp", "trainer.max_steps=12"), tmp_path)
     assert [row["step"] for row in rows(tmp_path)] == ["10", "12"]
+
+
+def test_the_progress_bar_goes_on_with_every_step_of_a_turn(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(datamodule, "TURNS", 3)
+    monkeypatch.setattr(history, "BAR_SECONDS", 0)
+    monkeypatch.setattr(training, "make_console", lambda: Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr(
+        history.Progress,
+        "update",
+        lambda bar, task, **given: shown.append((given["description"], given["completed"], given["total"])),
+    )
+    training.train(compose("model=mlp", "trainer.max_epochs=2", "test=false"), tmp_path)
+    assert shown == [(f"epoch {epoch}/2", step, 10) for epoch in (1, 2) for step in range(1, 10)]
+
+
+def test_a_share_of_an_epoch_is_the_run_that_the_same_number_of_batches_is(compose: Compose, tmp_path: Path) -> None:
+    for limit in ("0.55", "5"):  # of 10 batches; the schedule ends with the run, and a stopped run goes on in place
+        config = compose(*RECIPES["lookahead"], "test=false", f"trainer.limit_train_batches={limit}")
+        training.train(config, tmp_path / limit)
+        stop(config, tmp_path / f"{limit} stopped", 8)
+        training.train(config, tmp_path / f"{limit} stopped")
+    expected = result(tmp_path / "5")
+    assert expected["last.ckpt"]["global_step"] == 5 * config.trainer.max_epochs
+    for folder in ("5 stopped", "0.55", "0.55 stopped"):
+        assert same(result(tmp_path / folder), expected), folder
 
 
 def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from litcifar import run_folder
+from litcifar.models import ImageClassifier
 
 COLUMNS = (
     "epoch",
@@ -73,7 +74,7 @@ class History(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter() - self._epoch["seconds"]
-        self.bar.add_task("", total=trainer.num_training_batches, rate="")
+        self.bar.add_task("", rate="")
         self.bar.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,11 +94,16 @@ class History(Checkpoint):
             torch.cuda.synchronize()
         self._epoch["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self._epoch["images"] += sum(len(labels) for _, labels in batch)
+        self._epoch["seconds"] = time.perf_counter() - self._start
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         now = time.perf_counter()
-        self._epoch["seconds"] = now - self._start
         if now > self._next_look and not self.bar.disable:
             self._next_look = now + BAR_SECONDS
-            self._show(trainer, batch_idx + 1)
+            assert isinstance(pl_module, ImageClassifier)
+            self._show(trainer, pl_module, now - self._start)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()
@@ -132,15 +138,16 @@ class History(Checkpoint):
         writer.writerows(self.rows)
         run_folder.write(self.csv_path, text.getvalue().encode())
 
-    def _show(self, trainer: L.Trainer, batches: int) -> None:
-        rate = self._epoch["images"] / self._epoch["seconds"]
-        total, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
-        left = self._epoch["seconds"] / batches * ((epochs - trainer.current_epoch) * total - batches)
+    def _show(self, trainer: L.Trainer, model: ImageClassifier, seconds: float) -> None:
+        epoch, epochs, total = trainer.current_epoch, trainer.max_epochs or 0, model.steps_of_epoch
+        steps = trainer.global_step - epoch * total
+        if not steps:
+            return
+        images = steps * model.accumulate_grad_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        left = seconds / steps * ((epochs - epoch) * total - steps)
         known = [f"{name} {100 * self.rows[-1][name]:.2f} %" for name in ("train/acc", "val/acc") if self.rows]
-        text = "  ".join([f"{rate:,.0f} images/s", f"{duration(left)} left", *known])
-        self.bar.update(
-            TaskID(0), completed=batches, description=f"epoch {trainer.current_epoch + 1}/{epochs}", rate=text
-        )
+        text = "  ".join([f"{images / seconds:,.0f} images/s", f"{duration(left)} left", *known])
+        self.bar.update(TaskID(0), total=total, completed=steps, description=f"epoch {epoch + 1}/{epochs}", rate=text)
 
     def _line(self, row: dict[str, float], epochs: int) -> str:
         parts = [f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"]

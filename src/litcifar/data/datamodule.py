@@ -23,9 +23,8 @@ from litcifar.errors import ConfigError, DataError
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor]
 
-TURNS = (
-    50  # of the training loop in an epoch: Lightning takes 0.9 ms a turn on a CPU, as long as a small network's step
-)
+TURNS = 10  # of the training loop in an epoch: Lightning takes 0.9 ms a turn on a CPU, a small network's step 1 ms
+TURNS_OF_SEVERAL = 50  # where several processes train: a signal ends a turn of theirs, not a step
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -43,7 +42,8 @@ class ImageDataModule(L.LightningDataModule):
     seed: of order and augmentation.
 
     A batch is (images uint8 [B, H, W, 3], labels int64 [B]; float [B, K] after mixup or cutmix). In training they come
-    in turns: lists of a fiftieth of the epoch's batches, each of which is a step of `ImageClassifier.training_step`.
+    in turns: lists of a tenth of the epoch's batches (of a fiftieth in each of several processes), each of which is a
+    step of `ImageClassifier.training_step`.
     """
 
     name: str
@@ -132,10 +132,17 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def train_batches(self) -> int:
         """The batches of a training epoch."""
-        images = len(self._sets["train"][2])
-        batches = images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
-        limit = self.trainer.limit_train_batches if self.trainer else None
+        batches = self._all_train_batches
+        share, limit = _share(self.trainer), self.trainer.limit_train_batches if self.trainer else None
+        if share is not None:
+            accumulate = _accumulate(self.trainer)
+            return min(batches, int(math.ceil(batches / accumulate) * share) * accumulate)
         return min(batches, limit) if isinstance(limit, int) else batches
+
+    @property
+    def _all_train_batches(self) -> int:
+        images = len(self._sets["train"][2])
+        return images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
 
     @property
     def _order_seed(self) -> int | None:
@@ -144,7 +151,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         images, labels, indices = self._sets["train"]
-        turns = Turns(indices, self.batch_size, self.train_batches, self._order_seed, self.trainer)
+        counts = self.train_batches, self._all_train_batches
+        turns = Turns(indices, self.batch_size, *counts, self._order_seed, self.trainer)
         return self._loader(TrainImages(images, labels), turns, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -190,7 +198,8 @@ class ImageDataModule(L.LightningDataModule):
         """The first batch of a run's first epoch, as the network sees it: augmented."""
         assert self.augment is not None
         images, labels, indices = self._sets["train"]
-        order, epoch, first = next(iter(Turns(indices, self.batch_size, self.train_batches, self._order_seed)))
+        counts = self.train_batches, self._all_train_batches
+        order, epoch, first = next(iter(Turns(indices, self.batch_size, *counts, self._order_seed)))
         chosen = torch.from_numpy(order[: self.batch_size])
         images_BHWC, labels_B = Images(images, labels).__getitems__(chosen)
         return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
@@ -324,33 +333,40 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
 
     An epoch's order is a function of `seed` and the epoch alone (seed None: as given), whatever the turns. Where
     an interrupted epoch is resumed, it goes on with the first batch that was not trained on.
-    batches: of an epoch.
+    batches: that an epoch trains on. all_batches: of the whole set, of whose turns Lightning may be asked for a share;
+        a turn is then as short as can be.
     """
 
     def __init__(
-        self, indices: Tensor, batch_size: int, batches: int, seed: int | None = None, trainer: L.Trainer | None = None
+        self,
+        indices: Tensor,
+        batch_size: int,
+        batches: int,
+        all_batches: int,
+        seed: int | None = None,
+        trainer: L.Trainer | None = None,
     ) -> None:
         self.indices = indices
         self.batch_size = batch_size
         self.batches = batches
         self.seed = seed
         self.trainer = trainer
-        self.accumulate = getattr(trainer and trainer.lightning_module, "accumulate_grad_batches", 1)
-        # Where Lightning is asked for a share of the turns, a turn is as short as can be.
-        shares = (
-            trainer is not None and isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches < 1
-        )
-        self.batches_a_turn = self.accumulate * (1 if shares else math.ceil(batches / TURNS / self.accumulate))
+        self.accumulate = _accumulate(trainer)
+        share, several = _share(trainer) is not None, trainer is not None and trainer.world_size > 1
+        turns = batches if share else TURNS_OF_SEVERAL if several else TURNS
+        self.batches_a_turn = self.accumulate * math.ceil(batches / turns / self.accumulate)
+        self.turns = math.ceil(batches / self.batches_a_turn)
+        self.length = math.ceil(all_batches / self.batches_a_turn) if share else self.turns
 
     def __len__(self) -> int:
-        return math.ceil(self.batches / self.batches_a_turn)
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int, int]]:
         epoch, turn, first = self._position()
         order = self.indices.numpy()  # a tensor would reach a worker by a file that its process must still hold open
         if self.seed is not None:
             order = order[np.random.default_rng((self.seed, epoch)).permutation(len(order))]
-        for end in range(turn + 1, len(self) + 1):
+        for end in range(turn + 1, self.turns + 1):
             last = min(end * self.batches_a_turn, self.batches)
             yield order[first * self.batch_size : last * self.batch_size], epoch, first
             first = last
@@ -366,7 +382,7 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
             return epoch, 0, 0
         turn: int = fit.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         steps = self.trainer.global_step - epoch * math.ceil(self.batches / self.accumulate)
-        return (epoch, turn, steps * self.accumulate) if turn < len(self) else (epoch + 1, 0, 0)
+        return (epoch, turn, steps * self.accumulate) if turn < self.turns else (epoch + 1, 0, 0)
 
 
 class Loader(DataLoader):
@@ -375,6 +391,17 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         with signals.blocked():
             return super().__iter__()
+
+
+def _share(trainer: L.Trainer | None) -> float | None:
+    """The share of an epoch's turns that Lightning is asked for, below 1."""
+    limit = trainer.limit_train_batches if trainer else None
+    return limit if isinstance(limit, float) and limit < 1 else None
+
+
+def _accumulate(trainer: L.Trainer | None) -> int:
+    batches: int = getattr(trainer and trainer.lightning_module, "accumulate_grad_batches", 1)
+    return batches
 
 
 def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -247,15 +247,20 @@ class ImageClassifier(L.LightningModule):
         self._log(self.test_metrics)
 
     @property
-    def total_steps(self) -> int:
-        """The optimizer steps of the whole run."""
+    def steps_of_epoch(self) -> int:
+        """The optimizer steps of an epoch."""
         trainer = self.trainer
         batches = getattr(trainer.datamodule, "train_batches", None)  # type: ignore[attr-defined]
         if batches is None:  # which sets workers to fetch from the first batch on, wherever a resumed epoch goes on
             trainer.fit_loop.setup_data()
             batches = trainer.num_training_batches
-        steps = math.ceil(batches / self.accumulate_grad_batches) * (trainer.max_epochs or 1)
-        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+        return math.ceil(batches / self.accumulate_grad_batches)
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the whole run."""
+        steps = self.steps_of_epoch * (self.trainer.max_epochs or 1)
+        return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
 
     def configure_optimizers(self) -> Any:
         in_steps = self.scheduler is not None and self.scheduler.get("interval") == "step"
