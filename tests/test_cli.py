@@ -182,6 +182,10 @@ def test_hydras_options_may_stand_anywhere(run, tiny: list[str]) -> None:  # typ
     [
         ("trainer.max_steps=9", "ends the run before its first validation, after 10 steps - give it 10 or more"),
         ("trainer.limit_test_batches=1e-4", "trainer.limit_test_batches=0.0001 leaves no batch - make it larger"),
+        (
+            "trainer.limit_train_batches=0.3 trainer.accumulate_grad_batches=4",  # of 3 steps
+            "trainer.limit_train_batches=0.3 leaves no batch - make it larger",
+        ),
         ("data.val_size=200", "data.val_size=200 leaves nothing of 200 images - choose a smaller one"),
         ("augment.translate=32", "augment.translate=32 cannot reflect images of 32 x 32 - choose less"),
         ("data.batch_size=149 model=mlp model.batch_norm=true", "no batch may be one image"),

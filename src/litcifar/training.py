@@ -334,8 +334,11 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
                 f"{', or set data.drop_last=true' if split == 'train' else ''}"
             )
     for split, limit in limits.items():
-        if limit is not None:
-            batches[split] = min(batches[split], limit) if isinstance(limit, int) else int(batches[split] * limit)
+        if isinstance(limit, float):  # of turns: in training, of the batches of a step
+            turn = trainer.accumulate_grad_batches if split == "train" else 1
+            batches[split] = min(batches[split], int(math.ceil(batches[split] / turn) * limit) * turn)
+        elif limit is not None:
+            batches[split] = min(batches[split], limit)
         if not batches[split]:
             raise ConfigError(f"trainer.limit_{split}_batches={limit} leaves no batch - make it larger")
     steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
