@@ -11,17 +11,20 @@ FLOP floor       the epoch's training FLOPs at the rate of a large matrix produc
 NumPy            numpy_mlp's step in float32 NumPy, without the value of the loss
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
 
-Each variant runs the same number of steps twice and times the second pass from before its first batch is fetched.
-None computes gradients for a group of parameters whose `until` lies before that pass.
-Where that is less than an epoch, the time is scaled by the images. All but litcifar run in processes of their own, so
-that what litcifar does to its process does not help them. Use an idle machine.
+Each variant runs the same number of steps twice, short epochs more often, and times all passes but the first, from
+before their first batch is fetched; their median counts. None computes gradients for a group of parameters whose
+`until` lies before such a pass. Where a pass is less than an epoch, its time is scaled by the images. litcifar and the
+others run in processes of their own, so that what litcifar does to its process does not help them. Use an idle machine.
 """
 
 import contextlib
 import csv
 import functools
 import io
+import itertools
+import math
 import multiprocessing
+import statistics
 import tempfile
 import time
 import warnings
@@ -65,13 +68,15 @@ RATIOS = (
 class Case:
     """An experiment at a batch size, as every variant needs it; each variant returns the seconds of a whole epoch.
 
-    seconds: about what a pass of the plain loop takes, which decides the number of steps.
+    seconds: about what the timed passes of the plain loop take, which decides the number of steps and of passes.
     """
 
     def __init__(self, overrides: list[str], seconds: float) -> None:
         self.overrides = overrides
-        self.steps, self.images_of_epoch = 2, 1
-        self.others, self.kept = (ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2))
+        self.steps, self.passes, self.images_of_epoch = 2, 2, 1
+        self.own, self.others, self.kept = (
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(3)
+        )
         with tempfile.TemporaryDirectory() as folder:
             self.litcifar(folder=folder)
             if self.precision not in ("32-true", "bf16-mixed"):
@@ -81,30 +86,27 @@ class Case:
             network = Path(folder, BEST)  # of the other variants too
             for pool in (self.others, self.kept):
                 pool.submit(_prepare, overrides, network, self.precision, pool is self.kept).result()
-        self.steps, self.steps_of_epoch, self.images_of_epoch = self.others.submit(_choose, seconds).result()
+        chosen = self.others.submit(_choose, seconds).result()
+        self.steps, self.steps_of_epoch, self.passes, self.images_of_epoch = chosen
 
     def litcifar(self, validation: bool = False, folder: str = "") -> float:
         limits = [] if validation else ["trainer.limit_val_batches=1", "data.eval_batch_size=100"]
-        limits += ["trainer.max_epochs=2", f"trainer.limit_train_batches={self.steps}", "test=false", "logger=none"]
-        printed = EpochLines()
-        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(printed):
-            run_dir = Path(folder or temporary)
-            self.metrics = training.train(train_config(*self.overrides, *limits), run_dir)
-            self.precision: str = self.metrics["precision"]
-            with Path(run_dir, HISTORY).open() as file:
-                *_, row = csv.DictReader(file)
-        training_seconds = self.images_of_epoch / float(row["images_per_second"])
-        others = printed.times[-1] - printed.times[-2] - float(row["seconds"])
-        return training_seconds + others if validation else training_seconds
+        limits += [f"trainer.max_epochs={self.passes}", f"trainer.limit_train_batches={self.steps}", "test=false"]
+        with tempfile.TemporaryDirectory() as temporary:
+            overrides = [*self.overrides, *limits, "figures=false", "logger=none"]
+            self.metrics, rates, beside = self.own.submit(_litcifar, overrides, folder or temporary).result()
+        self.precision: str = self.metrics["precision"]
+        seconds = [self.images_of_epoch / rate for rate in rates]
+        return statistics.median(map(sum, zip(seconds, beside, strict=True)) if validation else seconds)
 
     def variant(self, name: str, *arguments: Any, kept: bool = False) -> Callable[[], float]:
         """A method of `Others`, called in its process."""
         pool = self.kept if kept else self.others
-        return lambda: pool.submit(_measure, name, self.steps, *arguments).result()
+        return lambda: pool.submit(_measure, name, self.steps, self.passes, *arguments).result()
 
     def close(self) -> None:
-        self.others.shutdown()
-        self.kept.shutdown()
+        for pool in (self.own, self.others, self.kept):
+            pool.shutdown()
 
 
 class Others:
@@ -124,25 +126,27 @@ class Others:
         if self.config.data.drop_last:
             self.images_of_epoch -= self.images_of_epoch % self.batch
         self.steps_of_epoch = -(-self.images_of_epoch // self.batch)
-        self.steps = min(2, self.steps_of_epoch)
+        self.steps, self.passes = min(2, self.steps_of_epoch), 2
 
-    def choose_steps(self, seconds: float) -> None:
+    def choose(self, seconds: float) -> None:
         for wanted in (seconds / 10, seconds):
-            steps = wanted * self.steps_of_epoch / self.plain_loop()
-            self.steps = int(min(self.steps_of_epoch, max(self.steps, steps)))
+            epochs = wanted / self.plain_loop()
+            self.steps = int(min(self.steps_of_epoch, max(self.steps, epochs * self.steps_of_epoch)))
+        if math.isfinite(epochs):
+            self.passes = 1 + max(1, int(epochs))
 
     def plain_loop(self) -> float:
         model = checkpoints.model_of(self.checkpoint).train().to(self.device)
-        (optimizer,), schedulers = _recipe(model, total_steps=2 * self.steps)
+        (optimizer,), schedulers = _recipe(model, total_steps=self.passes * self.steps)
         if not in_steps(model):
             schedulers = []
         rows, labels_N = self.images_NHWC.flatten(1).to(self.device), self.labels_N.to(self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
         assert self.data.augment is not None
-        for epoch in range(2):
-            start = measure.now(self.device)
-            if epoch == 1:
-                _freeze_ended(optimizer)
+        starts = []
+        for epoch in range(self.passes):
+            starts.append(measure.now(self.device))
+            _freeze_ended(optimizer, epoch / self.passes)
             order = torch.randperm(len(rows)) if self.config.data.shuffle else torch.arange(len(rows))
             for step, indices_B in enumerate(order.to(self.device).split(self.batch)[: self.steps]):
                 images_BHWC = rows.index_select(0, indices_B).view(-1, *self.images_NHWC.shape[1:])
@@ -155,7 +159,7 @@ class Others:
                 optimizer.step()
                 for scheduler in schedulers:
                     scheduler.step()
-        return self._scaled(measure.now(self.device) - start)
+        return self._seconds([*starts, measure.now(self.device)])
 
     def usual_lightning(self, precision: Any) -> float:
         options = self.config.data
@@ -168,25 +172,25 @@ class Others:
             persistent_workers=True,  # else an epoch starts new ones, which a part of an epoch would overstate
             pin_memory=self.device.type == "cuda",
         )
-        module = UsualModule(checkpoints.model_of(self.checkpoint).train(), 2 * self.steps)
+        module = UsualModule(checkpoints.model_of(self.checkpoint).train(), self.steps, self.passes)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             trainer = L.Trainer(
                 accelerator=self.config.trainer.accelerator,
                 devices=1,
                 precision=precision,
-                max_epochs=2,
+                max_epochs=self.passes,
                 limit_train_batches=self.steps,
                 logger=CSVLogger(folder),
                 default_root_dir=folder,
                 enable_model_summary=False,
             )
             trainer.fit(module, loader)
-        return self._scaled(module.seconds)
+        return self._scaled(statistics.median(module.seconds[1:]))
 
     def flop_floor(self) -> float:
         model, few = checkpoints.model_of(self.checkpoint).train(), 8
         (optimizer,), _ = _recipe(model, total_steps=2)
-        _freeze_ended(optimizer)
+        _freeze_ended(optimizer, 1 / self.passes)
         with FlopCounterMode(display=False) as counter:
             _loss(model, model(self.images_NHWC[:few]), self.labels_N[:few]).backward()
         size, times = 2048 if self.device.type == "cpu" else 8192, []
@@ -205,8 +209,9 @@ class Others:
         w1, w2 = ((rng.standard_normal((m, n)) / m**0.5).astype(np.float32) for m, n in ((3072, 128), (128, 10)))
         b1, b2 = np.zeros(128, np.float32), np.zeros(10, np.float32)
         lr = np.float32(0.01)
-        for _ in range(2):
-            start = time.perf_counter()
+        starts = []
+        for _ in range(self.passes):
+            starts.append(time.perf_counter())
             for first in range(0, self.steps * self.batch, self.batch):
                 x, one_hot = x_NP[first : first + self.batch], one_hot_NK[first : first + self.batch]
                 hidden = np.maximum(x @ w1 + b1, 0)
@@ -218,7 +223,11 @@ class Others:
                 b2 -= lr * d_logits.sum(0)
                 w1 -= lr * (x.T @ d_hidden)
                 b1 -= lr * d_hidden.sum(0)
-        return self._scaled(time.perf_counter() - start)
+        return self._seconds([*starts, time.perf_counter()])
+
+    def _seconds(self, times: list[float]) -> float:
+        """From the time at the start of each pass and at the last one's end."""
+        return self._scaled(statistics.median(b - a for a, b in itertools.pairwise(times[1:])))
 
     def _scaled(self, seconds: float) -> float:
         return seconds * self.images_of_epoch / min(self.steps * self.batch, self.images_of_epoch)
@@ -234,18 +243,30 @@ def _prepare(overrides: list[str], checkpoint: Path, precision: str, keep: bool)
         memory.keep_freed()
 
 
-def _choose(seconds: float) -> tuple[int, int, int]:
+def _choose(seconds: float) -> tuple[int, int, int, int]:
     (others,) = _others
-    others.choose_steps(seconds)
-    return others.steps, others.steps_of_epoch, others.images_of_epoch
+    others.choose(seconds)
+    return others.steps, others.steps_of_epoch, others.passes, others.images_of_epoch
 
 
-def _measure(variant: str, steps: int, *arguments: Any) -> float:
+def _measure(variant: str, steps: int, passes: int, *arguments: Any) -> float:
     (others,) = _others
-    others.steps = steps
+    others.steps, others.passes = steps, passes
     with warnings.catch_warnings(action="ignore"):
         seconds: float = getattr(others, variant)(*arguments)
     return seconds
+
+
+def _litcifar(overrides: list[str], folder: str) -> tuple[dict[str, Any], list[float], list[float]]:
+    """metrics.json, images a second of each pass but the first, and the seconds that each took beside its batches."""
+    printed = EpochLines()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings(action="ignore"):
+        metrics = training.train(train_config(*overrides), Path(folder))
+    with Path(folder, HISTORY).open() as file:
+        rows = list(csv.DictReader(file))[1:]
+    whole = [b - a for a, b in itertools.pairwise(printed.times)]
+    beside = [seconds - float(row["seconds"]) for seconds, row in zip(whole, rows, strict=True)]
+    return metrics, [float(row["images_per_second"]) for row in rows], beside
 
 
 class EpochLines(io.StringIO):
@@ -277,14 +298,15 @@ class PILImages(Dataset):
 
 
 class UsualModule(L.LightningModule):
-    """The network of `model` on normalised images [B, C, H, W]; `seconds` are of the last epoch's batches."""
+    """The network of `model` on normalised images [B, C, H, W]; `seconds` are of each epoch's batches."""
 
-    def __init__(self, model: ImageClassifier, total_steps: int) -> None:
+    def __init__(self, model: ImageClassifier, steps: int, epochs: int) -> None:
         super().__init__()
         assert isinstance(model.net, nn.Sequential)
         self.net = nn.Sequential(*(layer for layer in model.net if not isinstance(layer, ChannelsFirst)))
         self.loss = functools.partial(_loss, model)  # in a partial, so that `model` is no submodule
-        self.recipe = functools.partial(_recipe, model, total_steps)
+        self.recipe = functools.partial(_recipe, model, steps * epochs)
+        self.epochs, self.seconds = epochs, list[float]()
         self.interval = "step" if in_steps(model) else "epoch"
         self.acc = MulticlassAccuracy(len(model.classes), average="micro")
 
@@ -303,12 +325,11 @@ class UsualModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.start = measure.now(self.device)
-        if self.current_epoch == 1:
-            _freeze_ended(self.optimizers())
+        _freeze_ended(self.optimizers(), self.current_epoch / self.epochs)
 
     def on_train_batch_end(self, *batch: Any) -> None:
         if self.trainer.is_last_batch:
-            self.seconds = measure.now(self.device) - self.start
+            self.seconds.append(measure.now(self.device) - self.start)
 
 
 def in_steps(model: ImageClassifier) -> bool:
@@ -321,10 +342,10 @@ def _recipe(model: ImageClassifier, total_steps: int) -> tuple[list[Any], list[A
     return recipe if isinstance(recipe, tuple) else ([recipe], [])
 
 
-def _freeze_ended(optimizer: Any) -> None:
-    """The parameters that are no longer trained in the second of two epochs."""
+def _freeze_ended(optimizer: Any, progress: float) -> None:
+    """The parameters that are no longer trained after that share of the run."""
     for group in optimizer.param_groups:
-        if group.get("until", 1.0) <= 0.5:
+        if group.get("until", 1.0) <= progress:
             for parameter in group["params"]:
                 parameter.requires_grad = False
 
@@ -347,7 +368,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--experiments", default=EXPERIMENTS, help=f"({EXPERIMENTS})")
     parser.add_argument("--batches", default="own,512", help="batch sizes; own is the experiment's (own,512)")
-    parser.add_argument("--seconds", type=float, default=2, help="of a pass of the plain loop; inf: an epoch (2)")
+    parser.add_argument("--seconds", type=float, default=2, help="of the plain loop's timed passes; inf: an epoch (2)")
     parser.add_argument("--usual-precision", default="32-true", help="of usual Lightning (32-true, its own default)")
     arguments = parser.parse_intermixed_args()
     report = measure.Report(arguments.json)
@@ -375,11 +396,11 @@ def main() -> None:
         values: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(arguments.rounds):
             for name, measured in variants.items():
-                with warnings.catch_warnings(action="ignore"):
-                    values[name].append(measured())
+                values[name].append(measured())
             latest = ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in values.items())
             report.console.print(f"{experiment} {batch}, round {number + 1}: {latest}", soft_wrap=True)
         labels = {"experiment": experiment, "batch": str(batch), "steps": f"{case.steps} of {case.steps_of_epoch}"}
+        labels["timed passes"] = str(case.passes - 1)
         precisions = {"NumPy": "32-true", "usual Lightning": arguments.usual_precision}
         for name, seconds in values.items():
             report.add(seconds, **labels, what=name, unit=f"s, {precisions.get(name, case.precision)}")
