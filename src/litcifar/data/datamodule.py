@@ -150,10 +150,8 @@ class ImageDataModule(L.LightningDataModule):
         return self.seed if self.shuffle and not overfit else None
 
     def train_dataloader(self) -> DataLoader:
-        images, labels, indices = self._sets["train"]
-        counts = self.train_batches, self._all_train_batches
-        turns = Turns(indices, self.batch_size, *counts, self._order_seed, self.trainer)
-        return self._loader(TrainImages(images, labels), turns, self.num_workers)
+        images, labels, _ = self._sets["train"]
+        return self._loader(TrainImages(images, labels), self._turns(self.trainer), self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -197,9 +195,8 @@ class ImageDataModule(L.LightningDataModule):
     def first_batch(self) -> Batch:
         """The first batch of a run's first epoch, as the network sees it: augmented."""
         assert self.augment is not None
-        images, labels, indices = self._sets["train"]
-        counts = self.train_batches, self._all_train_batches
-        order, epoch, first = next(iter(Turns(indices, self.batch_size, *counts, self._order_seed)))
+        images, labels, _ = self._sets["train"]
+        order, epoch, first = next(iter(self._turns(None)))
         chosen = torch.from_numpy(order[: self.batch_size])
         images_BHWC, labels_B = Images(images, labels).__getitems__(chosen)
         return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
@@ -217,6 +214,10 @@ class ImageDataModule(L.LightningDataModule):
         new_label[[self.class_names.index(name) for name in self.classes]] = torch.arange(len(self.classes))
         labels_N = new_label[torch.from_numpy(labels)]
         return torch.from_numpy(images), labels_N, indices[labels_N[indices] >= 0]
+
+    def _turns(self, trainer: L.Trainer | None) -> "Turns":
+        indices, counts = self._sets["train"][2], (self.train_batches, self._all_train_batches)
+        return Turns(indices, self.batch_size, *counts, self._order_seed, trainer)
 
     def _eval_loader(self, split: str) -> DataLoader:
         images, labels, indices = self._sets[split]
@@ -352,9 +353,9 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
         self.seed = seed
         self.trainer = trainer
         self.accumulate = _accumulate(trainer)
-        share, several = _share(trainer) is not None, trainer is not None and trainer.world_size > 1
-        turns = batches if share else TURNS_OF_SEVERAL if several else TURNS
-        self.batches_a_turn = self.accumulate * math.ceil(batches / turns / self.accumulate)
+        share = _share(trainer) is not None
+        turns = TURNS_OF_SEVERAL if trainer is not None and trainer.world_size > 1 else TURNS
+        self.batches_a_turn = self.accumulate * (1 if share else math.ceil(batches / turns / self.accumulate))
         self.turns = math.ceil(batches / self.batches_a_turn)
         self.length = math.ceil(all_batches / self.batches_a_turn) if share else self.turns
 
