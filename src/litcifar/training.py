@@ -29,6 +29,7 @@ from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check,
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
+from litcifar.data.datamodule import limited
 from litcifar.errors import ConfigError, DataError, MachineError, UserError, require
 from litcifar.evaluation import Evaluation, evaluate_model, headline
 from litcifar.history import History, duration
@@ -334,11 +335,7 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
                 f"{', or set data.drop_last=true' if split == 'train' else ''}"
             )
     for split, limit in limits.items():
-        if isinstance(limit, float):  # of turns: in training, of the batches of a step
-            turn = trainer.accumulate_grad_batches if split == "train" else 1
-            batches[split] = min(batches[split], int(math.ceil(batches[split] / turn) * limit) * turn)
-        elif limit is not None:
-            batches[split] = min(batches[split], limit)
+        batches[split] = limited(batches[split], limit, trainer.accumulate_grad_batches if split == "train" else 1)
         if not batches[split]:
             raise ConfigError(f"trainer.limit_{split}_batches={limit} leaves no batch - make it larger")
     steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch

@@ -132,12 +132,8 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def train_batches(self) -> int:
         """The batches of a training epoch."""
-        batches = self._all_train_batches
-        share, limit = _share(self.trainer), self.trainer.limit_train_batches if self.trainer else None
-        if share is not None:
-            accumulate = _accumulate(self.trainer)
-            return min(batches, int(math.ceil(batches / accumulate) * share) * accumulate)
-        return min(batches, limit) if isinstance(limit, int) else batches
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        return limited(self._all_train_batches, limit, _accumulate(self.trainer))
 
     @property
     def _all_train_batches(self) -> int:
@@ -353,7 +349,8 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
         self.seed = seed
         self.trainer = trainer
         self.accumulate = _accumulate(trainer)
-        share = _share(trainer) is not None
+        limit = trainer.limit_train_batches if trainer else None
+        share = isinstance(limit, float) and limit < 1
         turns = TURNS_OF_SEVERAL if trainer is not None and trainer.world_size > 1 else TURNS
         self.batches_a_turn = self.accumulate * (1 if share else math.ceil(batches / turns / self.accumulate))
         self.turns = math.ceil(batches / self.batches_a_turn)
@@ -394,10 +391,14 @@ class Loader(DataLoader):
             return super().__iter__()
 
 
-def _share(trainer: L.Trainer | None) -> float | None:
-    """The share of an epoch's turns that Lightning is asked for, below 1."""
-    limit = trainer.limit_train_batches if trainer else None
-    return limit if isinstance(limit, float) and limit < 1 else None
+def limited(batches: int, limit: float | None, turn: int = 1) -> int:
+    """The batches that a limit of Lightning's leaves of an epoch's: so many, or (a float) a share of its turns.
+
+    turn: the batches of a turn, where a share is asked for.
+    """
+    if isinstance(limit, float):
+        return min(batches, int(math.ceil(batches / turn) * limit) * turn)
+    return batches if limit is None else min(batches, limit)
 
 
 def _accumulate(trainer: L.Trainer | None) -> int:
