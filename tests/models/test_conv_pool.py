@@ -115,7 +115,7 @@ def test_number_of_parameters(options: dict[str, Any], expected: int) -> None:
 
 def test_deep_cnns_block_is_conv3_conv1_pool_norm_dropout() -> None:
     for block in blocks(ConvPool(widths=(4, 8, 8), **DEEP_BLOCK)):
-        assert kinds(block) == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "BatchNorm2d", "Dropout"]
+        assert kinds(block) == ["Conv2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU", "BatchNorm2d", "Dropout"]
         assert [conv.kernel_size for conv in of_kind(block, nn.Conv2d)] == [(3, 3), (1, 1)]
         assert [dropout.p for dropout in of_kind(block, nn.Dropout)] == [0.25]
 
@@ -128,10 +128,10 @@ def test_record_block_pools_right_after_its_first_convolution() -> None:
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [
-        ("none", ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"]),
-        ("conv", ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]),
+        ("none", ["Conv2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU"]),
+        ("conv", ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"]),
         ("activation", ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d", "ReLU", "BatchNorm2d", "MaxPool2d"]),
-        ("pool", ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "BatchNorm2d"]),
+        ("pool", ["Conv2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU", "BatchNorm2d"]),
     ],
 )
 def test_norm_stands_after_what_it_is_named_after(norm: Any, expected: list[str]) -> None:
@@ -170,7 +170,7 @@ def test_activation_and_stem_activation_are_set_apart() -> None:
 
 def test_convs_dropout_and_kernel_size_may_differ() -> None:
     model = ConvPool(widths=(4, 4), convs=(2, 2), kernel_size=(5, 3), dropout=(0.0, 0.4))
-    assert [kinds(block)[-1] for block in blocks(model)] == ["MaxPool2d", "Dropout"]
+    assert [kinds(block)[-2:] for block in blocks(model)] == [["MaxPool2d", "ReLU"], ["ReLU", "Dropout"]]
     assert [conv.kernel_size for conv in of_kind(model, nn.Conv2d)] == [(5, 5), (3, 3)] * 2
     assert [len(of_kind(block, nn.Conv2d)) for block in blocks(ConvPool(widths=(4, 4), convs=(1, 3)))] == [1, 3]
 
@@ -269,6 +269,25 @@ def test_a_block_convolves_activates_and_pools(features: Tensor) -> None:
     (block,) = blocks(ConvPool(widths=(5,)))
     windows = relu(layers(block)[0](features)).reshape(4, 5, 6, 2, 6, 2)
     torch.testing.assert_close(block(features), windows.amax((3, 5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_after_the_max_pool_is_relu_before_it_to_the_bit(features: Tensor, dtype: torch.dtype) -> None:
+    (block,) = blocks(ConvPool(widths=(5,)))
+    (conv, pool, activation) = layers(block.to(dtype))
+    results = []
+    for order in ([conv, pool, activation], [conv, activation, pool]):
+        block.zero_grad()
+        pixels = features.to(dtype).requires_grad_()
+        out = nn.Sequential(*order)(pixels)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out))
+        results.append([out, pixels.grad, *(p.grad for p in conv.parameters())])
+    assert all(torch.equal(after, before) for after, before in zip(*results, strict=True))
+
+
+def test_an_activation_that_is_no_relu_stands_before_its_pool() -> None:
+    (block,) = blocks(ConvPool(widths=(5,), activation="gelu"))
+    assert kinds(block) == ["Conv2d", "GELU", "MaxPool2d"]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -1,5 +1,6 @@
 """The Conv-Pool family: blocks of convolutions, each with a pool, and a linear head."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal, TypeVar, Unpack
 
@@ -26,7 +27,8 @@ class ConvPool(ImageClassifier):
     norm_scale: whether batch norm's scale is learnt; False freezes it at 1.
     norm_momentum: weight of the newest batch in the running statistics, 0 to 1.
     pool: `max`, `average`, `sum` (average times its area) or `none`, of `pool_size` x `pool_size` pixels.
-    pool_position: at the end of a block, or after its first convolution (before norm and activation).
+    pool_position: at the end of a block, or after its first convolution (before norm and activation). Where a max pool
+        follows a ReLU the two change places: the same numbers from a quarter of the pixels.
     dropout: probability at the end of a block, one number or one for each block.
     residual: adds a block's first activation to its last convolution's output; needs two convolutions or more.
     stem: `whitened` puts a 2x2 convolution to 24 channels first, whose frozen weights whiten patches of the training
@@ -177,6 +179,14 @@ class ConvPoolBlock(nn.Sequential):
         if dropout:
             self.append(nn.Dropout(dropout))
         self.skip = (activations[0], activations[-1]) if residual else None
+        if not residual:
+            self._pool_before_relu()
+
+    def _pool_before_relu(self) -> None:
+        """The same numbers and gradients, to the bit: ReLU keeps the order of the pixels, but for those it makes 0."""
+        for place, (layer, following) in enumerate(itertools.pairwise(list(self))):
+            if isinstance(layer, nn.ReLU) and isinstance(following, nn.MaxPool2d):
+                self[place], self[place + 1] = following, layer
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         skipped_BCHW = x_BCHW
