@@ -69,7 +69,7 @@ def test_every_file_runs(
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_experiments_have_their_exact_parameter_counts(compose: Compose, name: str) -> None:
     config = compose(f"experiment={name}", tiny=False)
-    model = training._model(config, checkpoints.data_of(config))
+    model = training.new_model(config, checkpoints.data_of(config))
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     classes = 3 if name == "three_class_mlp" else 10
     assert model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, classes)

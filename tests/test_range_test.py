@@ -9,7 +9,7 @@ import pytest
 
 from litcifar import figures, range_test, training
 from litcifar.errors import UserError
-from litcifar.range_test import STEPS, RangeTest, smoothed, suggested
+from litcifar.range_test import STEPS, RangeTest, find_learning_rate, smoothed, suggested
 from tests.conftest import Compose
 from tests.test_cli import TRAIN, run, tiny  # noqa: F401
 from tests.test_training import MUON, same, weights
@@ -59,7 +59,7 @@ def test_the_rates_rise_by_six_decades_and_groups_keep_their_ratio(
 
     monkeypatch.setattr(RangeTest, "on_train_batch_end", noted)
     config = compose("model=mlp", "model.hidden=[8]", "optim=muon", "optim.lr=0.1", "optim.groups.hidden.lr=0.02")
-    suggestion = training.find_learning_rate(config, tmp_path)
+    suggestion = find_learning_rate(config, tmp_path)
     assert [step for _, step in seen] == list(range(1, STEPS + 1))  # one step a turn
     first, last = seen[0][0], seen[-1][0]
     assert sorted(first) == pytest.approx([0.02e-3, 0.1e-3])
@@ -82,7 +82,7 @@ def test_it_ends_where_the_loss_explodes_and_the_training_after_it_is_another_ma
     drawn = keep_what_is_drawn(monkeypatch)
     recipe = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "optim=sgd", "optim.lr=0.1")
     training.train(compose(*recipe), tmp_path / "without")
-    suggestion = training.find_learning_rate(compose(*recipe), tmp_path / "test")
+    suggestion = find_learning_rate(compose(*recipe), tmp_path / "test")
     assert 1e-4 < suggestion < 100
     assert len(drawn[0][0]) < STEPS
     training.train(compose(*recipe), tmp_path / "after")
@@ -94,7 +94,7 @@ def test_any_schedule_gives_way(compose: Compose, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(range_test, "DIVERGED", 0.0)  # after the first step
     config = compose(*MUON, "optim.groups.norm.until=0.5")
     with pytest.raises(UserError, match=r"the loss falls at no learning rate from 1\.0e-04 on - change optim\.lr"):
-        training.find_learning_rate(config, tmp_path)
+        find_learning_rate(config, tmp_path)
 
 
 def test_on_the_command_line(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

@@ -12,7 +12,7 @@ import torch
 from litcifar import processes, ranks, training
 from litcifar.config import TrainConfig
 from litcifar.data import datamodule
-from litcifar.errors import ConfigError, Interrupted, MachineError
+from litcifar.errors import Interrupted
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
@@ -137,39 +137,3 @@ def test_where_ddp_finds_one_device_it_is_a_run_of_one_process(compose: Compose,
         assert not torch.distributed.is_initialized()
     one, ddp = ([[row[figure] for figure in FIGURES] for row in rows(folder)] for folder in folders)
     assert one == ddp
-
-
-@pytest.mark.parametrize(
-    ("overrides", "error", "message"),
-    [
-        (["trainer.num_nodes=2"], ConfigError, "torchrun starts"),
-        (["trainer.accelerator=gpu"], MachineError, "no GPU"),
-    ],
-)
-def test_what_cannot_be_started_is_refused(
-    compose: Compose, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        training.train(compose("model=mlp", "trainer=ddp", *overrides), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("variables", "overrides", "message"),
-    [
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, ["trainer=default"], "give trainer=ddp"),
-        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, ["trainer=ddp"], "started 4 processes, 2 on this machine"),
-        ({"WORLD_SIZE": "9", "LOCAL_WORLD_SIZE": "9"}, ["trainer=ddp"], "leaves 6 images in the last batch for 9"),
-    ],
-)
-def test_processes_and_configuration_have_to_agree(
-    compose: Compose,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    overrides: list[str],
-    message: str,
-) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", **variables}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=message):
-        training.train(compose("model=mlp", *overrides), tmp_path)

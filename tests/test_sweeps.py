@@ -81,7 +81,7 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
         assert (config.trainer.max_epochs, config.data.batch_size) == short[config.model.target]
         assert config.scheduler or file.stem == "learning_rate_schedule"
         recipes.add(json.dumps(config.model_dump(), sort_keys=True))
-        training._try(training._model(config, checkpoints.data_of(config)), config)
+        training._try(training.new_model(config, checkpoints.data_of(config)), config)
     assert len(recipes) == len(combined) / 3 >= 3
 
 

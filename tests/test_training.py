@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,19 +13,17 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-import wandb
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from litcifar import config as configuration
 from litcifar import history, training
-from litcifar.checkpoints import config_of, read
 from litcifar.config import EvaluateConfig, TrainConfig, check, plain
 from litcifar.data import ShapesDataModule, datamodule
-from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted, MachineError
+from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
 from litcifar.evaluation import evaluate
 from litcifar.models import ImageClassifier
-from litcifar.run_folder import read_metrics, write_metrics
+from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
@@ -76,39 +73,6 @@ def test_a_run_leaves_its_checkpoints_metrics_and_figures(compose: Compose, tmp_
     assert metrics["params"] == 3072 * 512 + 512 + 512 * 10 + 10
     assert metrics["epochs"] == 2
     assert metrics["precision"] == "32-true"
-
-
-def test_weights_and_biases_gets_the_same_figures_offline(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    logged: list[dict[str, Any]] = []
-    log = wandb.Run.log
-    monkeypatch.setattr(wandb.Run, "log", lambda run, data, *given: logged.append(data) or log(run, data, *given))  # type: ignore[func-returns-value]
-    run_dir = tmp_path / "sweep" / "0_mlp"
-    training.train(compose("model=mlp", "logger=wandb", "figures=true"), run_dir)
-    longer = compose(f"resume={run_dir}", "trainer.max_epochs=3")
-    training.train(longer, run_dir, changed=("resume", "trainer.max_epochs"))
-    assert wandb.run is None
-    printed = capsys.readouterr()
-    assert "wandb" not in printed.err + printed.out
-    first, second = sorted((run_dir / "wandb").glob("offline-run-*-sweep-0_mlp/run-sweep-0_mlp.wandb"))  # one id
-    for name in ("train/acc", "train/loss", "val/acc", "val/loss"):
-        assert [row[name] for row in logged if name in row] == [float(row[name]) for row in rows(run_dir)]
-    for file in (first, second):  # which W&B's own process may still be writing
-        end = time.monotonic() + 30
-        while b"val/acc" not in file.read_bytes():
-            assert time.monotonic() < end
-            time.sleep(0.1)
-    assert list(first.parent.glob("files/media/images/figures/confusion_matrix_*.png"))
-
-
-def test_without_wandb_that_is_said_before_the_data_is_touched(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MachineError, match=r"logger=wandb needs wandb - pip install 'litcifar\[wandb\]'"):
-        training.train(compose("logger=wandb", "data.root=nowhere"), tmp_path)
 
 
 def test_history_has_one_row_an_epoch_and_best_is_its_highest_validation_accuracy(
@@ -389,62 +353,6 @@ def test_every_image_is_trained_on_once_an_epoch_whatever_interrupts_it(
     assert seen[:150] != seen[150:300]
 
 
-def test_a_finished_run_is_returned_as_it_is_and_goes_on_for_more_epochs(compose: Compose, tmp_path: Path) -> None:
-    first = training.train(compose("model=mlp"), tmp_path)
-    assert training.train(compose("model=mlp"), tmp_path) == first
-    more = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
-    longer = training.train(more, tmp_path, changed=("resume", "trainer.max_epochs"))
-    assert longer["epochs"] == 3
-    assert len(rows(tmp_path)) == 3
-    assert config_of(read(tmp_path / "last.ckpt")).trainer.max_epochs == 3
-    assert longer["config"]["model"] == first["config"]["model"]  # mlp, although `more` was composed without model=mlp
-
-
-def test_a_resumed_run_keeps_its_recipe(compose: Compose, tmp_path: Path) -> None:
-    training.train(compose("model=mlp"), tmp_path)
-    changed = compose("model=mlp", f"resume={tmp_path}", "optim.lr=0.5")
-    with pytest.raises(ConfigError, match=r"optim\.lr=0\.5 \(was 0\.001\)"):
-        training.train(changed, tmp_path, changed=("resume", "optim.lr"))
-
-
-def test_a_finished_run_can_be_evaluated_with_test_time_augmentation(compose: Compose, tmp_path: Path) -> None:
-    plain = training.train(compose("model=mlp", "scheduler=triangular"), tmp_path)
-    before = weights(tmp_path)
-    for key in ("tta", "val/tta_acc", "test/tta_acc"):  # as an earlier version left it
-        del plain[key]
-    write_metrics(tmp_path, plain)
-    resumed = compose(f"resume={tmp_path}", "tta=none")
-    assert training.train(resumed, tmp_path, changed=("resume", "tta")) == plain
-
-    resumed = compose(f"resume={tmp_path}", "tta=mirror")
-    metrics = training.train(resumed, tmp_path, changed=("resume", "tta"))
-    assert metrics == read_metrics(tmp_path)
-    assert metrics["tta"] == metrics["config"]["tta"] == "mirror"
-    assert 0 <= metrics["test/tta_acc"] <= 1
-    assert metrics["test/loss"] == plain["test/loss"]
-    assert metrics["epochs"] == 2
-    assert same(before["state_dict"], weights(tmp_path)["state_dict"])
-    assert training.train(resumed, tmp_path, changed=("resume", "tta")) == metrics  # nothing is left to do
-
-
-def test_a_schedule_that_was_planned_for_the_run_cannot_be_prolonged(
-    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    training.train(compose("model=mlp", "scheduler=triangular"), tmp_path)
-    assert "train on" not in capsys.readouterr().out
-    longer = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
-    with pytest.raises(ConfigError, match="planned for 2 epochs"):
-        training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
-
-
-def test_a_folder_with_another_run_is_refused(compose: Compose, tmp_path: Path) -> None:
-    training.train(compose("model=mlp"), tmp_path)
-    before = weights(tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.hidden=\[9\]"):
-        training.train(compose("model=mlp", "model.hidden=[9]"), tmp_path)
-    assert same(before["state_dict"], weights(tmp_path)["state_dict"])
-
-
 def test_early_stopping_and_gradient_clipping_reach_the_trainer(compose: Compose, tmp_path: Path) -> None:
     overrides = ("model=mlp", "early_stopping=1", "optim.lr=1e-12", "trainer.gradient_clip_val=0.5")
     metrics = training.train(compose(*overrides, "trainer.max_epochs=9"), tmp_path)
@@ -647,31 +555,6 @@ def test_the_checkpoint_holds_plain_data_alone(compose: Compose, tmp_path: Path)
     assert known["config"] == plain(config)
     assert known["versions"]["torch"] == version("torch")
     assert weights(tmp_path, "best.ckpt")["hyper_parameters"]["classes"] == ["cat", "dog"]
-
-
-def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[dict[str, Any]] = []
-
-    def compile(function: Any, **options: Any) -> Any:
-        compiled.append(options)
-        return function
-
-    monkeypatch.setattr(training.shutil, "which", {"g++": "g++"}.get)
-    monkeypatch.setattr(torch, "compile", compile)
-    for name, options in (("plain", ()), ("compiled", ("compile=true", "ema=0.9"))):
-        training.train(compose(*CNN, *options, "trainer.max_epochs=1"), tmp_path / name)
-    assert compiled == [{"dynamic": False}]
-    assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
-
-
-def test_compiling_for_a_cpu_needs_a_compiler(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
-    with pytest.raises(MachineError, match="compile=true needs a C\\+\\+ compiler"):
-        training.train(compose("model=mlp", "compile=true"), tmp_path)
 
 
 def test_a_network_that_progressive_resizing_does_not_fit_is_refused_before_the_data_is_touched(

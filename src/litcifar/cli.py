@@ -86,7 +86,8 @@ def _train(cfg: DictConfig) -> float:
         raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
     with claimed(run_dir) if ranks.rank() == 0 else contextlib.nullcontext():
         with signals.deferred():
-            from litcifar.training import find_learning_rate, train
+            from litcifar.range_test import find_learning_rate
+            from litcifar.training import train
 
         if config.tune:
             return find_learning_rate(config, run_dir)

@@ -1,14 +1,25 @@
 """The learning-rate range test of Smith 2017, "Cyclical learning rates for training neural networks" (1506.01186)."""
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from scipy.ndimage import gaussian_filter1d
+
+from litcifar import commands, device, figures, memory, run_folder, style
+from litcifar.config import TrainConfig
+from litcifar.console import console as make_console
+from litcifar.console import quiet, short
+from litcifar.errors import UserError
+from litcifar.run_folder import FIGURES
+from litcifar.training import new_model, prepare
 
 STEPS = 150
 DECADES = (-3, 3)  # of the configured learning rate, from the first step to the last
@@ -77,3 +88,59 @@ def suggested(losses: Sequence[float]) -> int | None:
     """
     lowest = int(np.argmin(smoothed(losses))) if losses else 0
     return int(np.argmin(np.gradient(smoothed(losses)[: lowest + 1]))) if lowest else None
+
+
+def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
+    """The learning rate that a range test suggests; it draws the loss against it, and keeps no network.
+
+    Raises ConfigError, DataError, MachineError, UserError where the loss falls nowhere, and Interrupted on a signal.
+    """
+    console = make_console()
+    quiet()
+    cuda = device.uses_cuda(config)
+    data, config, _ = prepare(config, console)
+    data.setup()
+    memory.keep_freed()
+    # Without a schedule, which would be another one than the test's.
+    groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
+    optim = config.optim.model_copy(update={"groups": groups})
+    model = new_model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
+    precision, reason = device.precision_of(config, cuda)
+    console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
+    test = RangeTest(console, config.trainer.enable_progress_bar)
+    options = config.trainer.model_dump(include={"accelerator", "deterministic", "benchmark"})
+    L.Trainer(
+        **options,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_steps=STEPS,
+        max_epochs=STEPS,
+        limit_train_batches=0.999,  # a share: then a turn is one step
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[test],
+        plugins=[LightningEnvironment()],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    ).fit(model, datamodule=data)
+    losses = [loss for loss in test.losses if math.isfinite(loss)]
+    rates = [config.optim.lr * factor for factor in test.factors[: len(losses)]]
+    place = suggested(losses)
+    if place is None:
+        raise UserError(
+            f"the loss falls at no learning rate from {config.optim.lr * 10 ** DECADES[0]:.1e} on - change optim.lr"
+        )
+    picture = run_dir / FIGURES / "learning_rate_finder.png"
+    run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
+    factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
+    console.print(
+        f"loss {losses[0]:.3f} at {rates[0]:.1e}, lowest {min(losses):.3f} at {rates[losses.index(min(losses))]:.1e}, "
+        f"steepest at [bold]optim.lr={config.optim.lr * factor:.2g}[/]"
+    )
+    console.print(f"figure    {short(picture)}", soft_wrap=True)
+    console.print(f"train     {commands.with_learning_rate(config, run_dir, factor)}", soft_wrap=True)
+    return config.optim.lr * factor

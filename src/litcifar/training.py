@@ -1,14 +1,8 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
-import contextlib
-import math
-import os
 import platform
-import re
-import shlex
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,49 +10,30 @@ from typing import Any, TypeVar
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, figures, memory, processes, ranks, report, run_folder, signals, style
+from litcifar import checkpoints, commands, device, loggers, memory, processes, ranks, resuming, run_report
 from litcifar.averaging import EMA, Lookahead
-from litcifar.config import LookConfig, ShapesConfig, TrainConfig, build, check, plain
+from litcifar.config import LookConfig, ShapesConfig, TrainConfig, check, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.data.datamodule import limited
-from litcifar.errors import ConfigError, DataError, MachineError, UserError, require
-from litcifar.evaluation import Evaluation, evaluate_model, headline
+from litcifar.errors import ConfigError, DataError, require
+from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
-from litcifar.keys import flat
-from litcifar.layers import Layer, layer_table, layers
+from litcifar.layers import layer_table, layers
 from litcifar.models import ImageClassifier, build_model
 from litcifar.models.synced_norm import synchronise
-from litcifar.range_test import DECADES, RangeTest, smoothed, suggested
-from litcifar.range_test import STEPS as RANGE_STEPS
-from litcifar.report import Report
-from litcifar.run_folder import BEST, FIGURES, HISTORY, LAST, REPORT, find_checkpoint, read_metrics, write_metrics
+from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, write_metrics
 from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
-WANDB = "lightning.pytorch.loggers.WandbLogger"
-STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself
-PYTHON = """\
-from pathlib import Path
-
-from litcifar.config import TrainConfig, check
-from litcifar.run_folder import read_metrics
-from litcifar.training import train
-
-config = read_metrics(Path({!r}))["config"]
-train(check(config, TrainConfig), Path("again"))"""
-CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU
-# What may differ in a resumed run, beside trainer.*
-FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
 
 
 def train(
@@ -74,8 +49,8 @@ def train(
     """
     console = make_console()
     quiet()
-    checkpoint_path, config, substituted = _continued(config, run_dir, changed)
-    finished = _finished(run_dir, config)
+    checkpoint_path, config, substituted = resuming.continued(config, run_dir, changed)
+    finished = resuming.finished(run_dir, config)
     if finished:
         console.print(
             f"{short(run_dir)}: already finished after epoch {finished['epochs']}, val/acc {finished['val/acc']:.4f}; "
@@ -83,12 +58,12 @@ def train(
         )
         return finished
 
-    if config.logger and config.logger.target == WANDB:
+    if config.logger and config.logger.target == loggers.WANDB:
         require("logger=wandb", "wandb", extra="wandb")
-    count = _processes(config)
+    count = device.process_count(config)
     if callbacks and count > 1:
         raise ConfigError("a trial of a search is one process - leave out trainer=ddp")
-    _try(_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
+    _try(new_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
     _, config, reason_for_shapes = prepare(config, console)
     job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted, callbacks)
     return processes.run(_train, count, *job) if count > 1 and not ranks.launched() else _train(*job)
@@ -104,10 +79,10 @@ def _train(
     """The run, or one process's part of it: rank 0 writes all files, evaluates, and returns what metrics.json holds."""
     console = make_console()
     quiet()
-    cuda = _cuda(config)
+    cuda = device.uses_cuda(config)
     data = checkpoints.data_of(config)
-    model = _model(config, data)
-    precision, reason = _precision(config, cuda)
+    model = new_model(config, data)
+    precision, reason = device.precision_of(config, cuda)
     data.setup()
     memory.keep_freed()
     _check_limits(config, data)
@@ -121,11 +96,10 @@ def _train(
         "precision": precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    machine = device.description(cuda)
     if ranks.world_size() > 1:
-        device = f"{ranks.world_size()} x {device}"
         synchronise(model.net)
-    console.print(f"[bold]{config.name}[/] seed {config.seed} on {device}; {precision} ({reason}); {short(run_dir)}")
+    console.print(f"[bold]{config.name}[/] seed {config.seed} on {machine}; {precision} ({reason}); {short(run_dir)}")
     for split, of_class in counts.items():
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
@@ -133,9 +107,9 @@ def _train(
     rows_of_layers = layers(model)
     console.print(layer_table(rows_of_layers))
     if config.compile:
-        _compile(model, cuda)
+        device.compile_network(model, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
-    with _logger(config, run_dir) as logger:
+    with loggers.opened(config, run_dir) as logger:
         trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
         start = time.perf_counter()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
@@ -155,162 +129,24 @@ def _train(
             **_figures(config, history, answers),
             "params": sum(p.numel() for p in model.parameters()),
             "flops": rows_of_layers[-1].flops,
-            "device": device,
+            "device": machine,
             **{key: value for key, value in model.provenance.items() if key != "format_version"},
             "class_counts": counts,
         }
         write_metrics(run_dir, metrics)
-        commands = _commands(config, run_dir)
+        next_commands = commands.after(config, run_dir)
         if config.figures:
             try:
-                page = _report(config, metrics, commands, rows_of_layers, answers[reported], run_dir)
-                drawn = {
-                    "curves": figures.curves(history.rows),
-                    "learning_rate": figures.learning_rate(history.rows),
-                    **figures.of_answers(answers[reported], data.images(reported), trained),
-                    "training_images": figures.training_images(*data.first_batch(), data.classes),
-                }
-                pictures = page.write(run_dir, drawn)
-                if isinstance(trainer.logger, TensorBoardLogger):
-                    report.to_tensorboard(Path(trainer.logger.log_dir), pictures, trainer.global_step)
-                if isinstance(trainer.logger, WandbLogger):
-                    for name in pictures:
-                        file = str(run_dir / FIGURES / f"{name}.png")
-                        trainer.logger.log_image(f"figures/{name}", [file], trainer.global_step)
-                commands = {"report": f"{short(run_dir)}/{REPORT}", **commands}
+                pictures = run_report.write(
+                    run_dir, config, metrics, rows_of_layers, history.rows, data, trained, answers[reported]
+                )
+                loggers.add_pictures(trainer.logger, run_dir, pictures, trainer.global_step)
+                next_commands = {"report": f"{short(run_dir)}/{REPORT}", **next_commands}
             except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
                 what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
                 console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
-        _say_end(console, metrics, commands, time.perf_counter() - start)
+        _say_end(console, metrics, next_commands, time.perf_counter() - start)
         return metrics
-
-
-def _processes(config: TrainConfig) -> int:
-    """The processes on this machine; ConfigError and MachineError where there cannot be so many."""
-    asked, gpus = config.trainer.devices, torch.cuda.device_count() if _cuda(config) else 0
-    nodes = config.trainer.num_nodes
-    if ranks.launched():
-        count = ranks.local_world_size()
-        if config.trainer.strategy != "ddp" or asked not in (count, "auto") or ranks.world_size() != count * nodes:
-            raise ConfigError(
-                f"torchrun started {ranks.world_size()} processes, {count} on this machine, for "
-                f"trainer.devices={asked} and trainer.num_nodes={nodes} - give trainer=ddp and the same numbers"
-            )
-        return count
-    if nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}: on each of the machines torchrun starts litcifar-train - see README"
-        )
-    if config.trainer.strategy != "ddp":
-        return 1
-    count = (gpus or CPU_PROCESSES) if asked == "auto" else asked
-    if gpus and count > gpus:
-        raise MachineError(f"trainer.devices={count}: there are {gpus} GPUs - use as many or fewer")
-    return count
-
-
-def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
-    """The learning rate that a range test suggests; it draws the loss against it, and keeps no network.
-
-    Raises ConfigError, DataError, MachineError, UserError where the loss falls nowhere, and Interrupted on a signal.
-    """
-    console = make_console()
-    quiet()
-    cuda = _cuda(config)
-    data, config, _ = prepare(config, console)
-    data.setup()
-    memory.keep_freed()
-    # Without a schedule, which would be another one than the test's.
-    groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
-    optim = config.optim.model_copy(update={"groups": groups})
-    model = _model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
-    precision, reason = _precision(config, cuda)
-    console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
-    test = RangeTest(console, config.trainer.enable_progress_bar)
-    options = config.trainer.model_dump(include={"accelerator", "deterministic", "benchmark"})
-    L.Trainer(
-        **options,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        max_steps=RANGE_STEPS,
-        max_epochs=RANGE_STEPS,
-        limit_train_batches=0.999,  # a share: then a turn is one step
-        limit_val_batches=0,
-        logger=False,
-        callbacks=[test],
-        plugins=[LightningEnvironment()],
-        default_root_dir=run_dir,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    ).fit(model, datamodule=data)
-    losses = [loss for loss in test.losses if math.isfinite(loss)]
-    rates = [config.optim.lr * factor for factor in test.factors[: len(losses)]]
-    place = suggested(losses)
-    if place is None:
-        raise UserError(
-            f"the loss falls at no learning rate from {config.optim.lr * 10 ** DECADES[0]:.1e} on - change optim.lr"
-        )
-    picture = run_dir / FIGURES / "learning_rate_finder.png"
-    run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
-    factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
-    console.print(
-        f"loss {losses[0]:.3f} at {rates[0]:.1e}, lowest {min(losses):.3f} at {rates[losses.index(min(losses))]:.1e}, "
-        f"steepest at [bold]optim.lr={config.optim.lr * factor:.2g}[/]"
-    )
-    console.print(f"figure    {short(picture)}", soft_wrap=True)
-    console.print(f"train     {_with_rate(config, run_dir, factor)}", soft_wrap=True)
-    return config.optim.lr * factor
-
-
-def _with_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:
-    """The command that trains with the configured learning rates times `factor`."""
-    rates = {"optim.lr": config.optim.lr}
-    for kind, group in config.optim.groups.items():
-        rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
-    file = run_dir / ".hydra" / "overrides.yaml"
-    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else []
-    kept = [override for override in given if override.lstrip("+").partition("=")[0] not in ("tune", *rates)]
-    return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])
-
-
-def _report(
-    config: TrainConfig,
-    metrics: dict[str, Any],
-    commands: dict[str, str],
-    rows_of_layers: list[Layer],
-    evaluation: Evaluation,
-    run_dir: Path,
-) -> Report:
-    """The run's page; `evaluation` is that of best.ckpt on the test set, or on the validation set where test=false."""
-    numbers = headline(evaluation, config.tta)
-    if evaluation.split == "test":
-        numbers["validation accuracy"] = f"{100 * metrics['val/acc']:.2f} %"
-    numbers |= {
-        "parameters": f"{metrics['params']:,}",
-        "FLOPs an image": f"{rows_of_layers[-1].flops / 1e6:,.1f} M",
-        "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
-        "training time": duration(metrics["train_seconds"]),
-        "images a second": f"{metrics['images_per_second']:,.0f}",
-    }
-    facts = {"data": metrics["data"], "SHA-256 of the images": metrics["fingerprint"]}
-    facts |= {key: metrics[key] for key in ("device", "precision")}
-    facts["versions"] = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
-    why = metrics["substituted"]
-    return Report(
-        title=f"{config.name}: {100 * evaluation.acc:.2f} % on the {report.SPLITS[evaluation.split]} set",
-        subtitle=f"seed {config.seed}, data {metrics['data']}, best.ckpt of epoch {metrics['best_epoch']}",
-        headline=numbers,
-        evaluation=evaluation,
-        layers=rows_of_layers,
-        config=plain(config),
-        commands=_how_to(config, commands, run_dir),
-        facts=facts,
-        notes=[f"Trained on the built-in shapes, not on CIFAR-10: {why}"] if why else [],
-        class_counts=metrics["class_counts"],
-    )
 
 
 def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
@@ -366,35 +202,6 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
         "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds,
         "overhead": 1 - sum(row["step_seconds"] for row in timed) / sum(row["seconds"] for row in timed),
     }
-
-
-@contextlib.contextmanager
-def _logger(config: TrainConfig, run_dir: Path) -> Iterator[Logger | None]:
-    """The logger, whose files lie in the run's folder; W&B's process, if any, has all when it is left."""
-    if config.logger is None or ranks.rank() > 0:
-        yield None
-        return
-    target = config.logger.target
-    place: dict[str, Any] = {"save_dir": run_dir}
-    if target == WANDB:  # a resumed run has the same id, so it goes on there too
-        place["id"] = place["name"] = re.sub(r"[^\w.-]", "-", f"{run_dir.absolute().parent.name}-{run_dir.name}")
-        run_dir.mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
-        os.environ.setdefault("WANDB_SILENT", "true")  # it speaks amid the progress lines
-    else:
-        place |= {"name": "", "version": target.rpartition(".")[2].removesuffix("Logger").lower()}
-    logger = build(config.logger.model_dump(by_alias=True), Logger, **place)  # type: ignore[type-abstract]
-    if not isinstance(logger, WandbLogger):
-        yield logger
-        return
-    logger._wandb_init.pop("anonymous", None)  # Lightning's own, of which W&B says that it has no effect
-    with signals.blocked():
-        run = logger.experiment
-    try:
-        yield logger
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
 
 
 def _trainer(
@@ -458,7 +265,7 @@ def prepare(config: Config, console: Console) -> tuple[ImageDataModule, Config, 
     return checkpoints.data_of(config), config, reason
 
 
-def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
+def new_model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     torch.manual_seed(config.seed)
     return build_model(
         config.model.model_dump(by_alias=True),
@@ -470,26 +277,6 @@ def _model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
         seed=config.seed,
         **config.trainer.model_dump(include=OPTIMIZATION),
     )
-
-
-def _cuda(config: TrainConfig) -> bool:
-    """Whether the run uses a GPU; MachineError where it should and there is none."""
-    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
-        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
-    return cuda
-
-
-def _precision(config: TrainConfig, cuda: bool) -> tuple[str, str]:
-    """Lightning's name of the precision, and why it was chosen."""
-    if config.trainer.precision != "auto":
-        return config.trainer.precision, "as asked for"
-    if cuda:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16-mixed", "native on this GPU") if native else ("32-true", "bf16 is not native on this GPU")
-    # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
 
 
 def _try(model: ImageClassifier, config: TrainConfig) -> None:
@@ -510,102 +297,7 @@ def _try(model: ImageClassifier, config: TrainConfig) -> None:
             ) from error
 
 
-def _compile(model: ImageClassifier, cuda: bool) -> None:
-    if not cuda and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        raise MachineError(
-            "compile=true needs a C++ compiler on a CPU, and there is none - install g++ or leave it out"
-        )
-    model.net.compile(dynamic=False)  # in place: the checkpoint's keys stay as they are
-
-
-def _continued(
-    config: TrainConfig, run_dir: Path, changed: tuple[str, ...]
-) -> tuple[Path | None, TrainConfig, str | None]:
-    """The checkpoint to go on from, if any, the configuration to go on with, and why its data are the shapes."""
-    if config.resume:
-        path = find_checkpoint(config.resume, LAST)
-    elif (run_dir / LAST).is_file():
-        path = run_dir / LAST
-        changed = tuple(flat(plain(config)))
-    else:
-        return None, config, None
-    checkpoint = checkpoints.read(path)
-    saved = checkpoints.config_of(checkpoint, config.trust)
-    old, new = flat(plain(saved)), flat(plain(config))
-    different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
-    refused = [
-        key for key in different if not key.startswith(("trainer.", "data.mirrors")) and key not in FREE_ON_RESUME
-    ]
-    if refused:
-        asked = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in refused)
-        raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.*, test and tta may change")
-    if _planned(saved) and not STEPS.isdisjoint(different):
-        raise ConfigError(
-            f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
-            "these - train anew with more"
-        )
-    merged = OmegaConf.create(plain(saved))
-    for key in different:
-        OmegaConf.update(merged, key, new[key])
-    resumed = check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
-    if checkpoint["epoch"] >= resumed.trainer.max_epochs:
-        raise ConfigError(
-            f"trainer.max_epochs={resumed.trainer.max_epochs}: '{path}' is of epoch {checkpoint['epoch'] + 1} - "
-            "give it as many or more"
-        )
-    return path, resumed, checkpoint["litcifar"]["substituted"]
-
-
-def _planned(config: TrainConfig) -> bool:
-    """Whether the scheduler depends on the run's number of steps."""
-    return config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values()
-
-
-def _finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """What metrics.json holds, if the run has ended and neither more epochs nor other figures are asked for."""
-    metrics = read_metrics(run_dir)
-    if metrics is None:
-        return None
-    same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
-    tested = metrics["test/acc"] is not None or not config.test
-    augmented = config.tta in ("none", metrics.get("tta"))
-    return metrics if same_length and tested and augmented else None
-
-
-def _commands(config: TrainConfig, run_dir: Path) -> dict[str, str]:
-    """What can be done with a finished run."""
-    folder = short(run_dir)
-    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
-    if not _planned(config):
-        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={2 * config.trainer.max_epochs}"
-    return commands | {"compare": "litcifar-compare outputs"}
-
-
-def _how_to(config: TrainConfig, commands: dict[str, str], run_dir: Path) -> dict[str, str]:
-    """The commands of a report, and what each of them does."""
-    resume = commands.get("train on", f"litcifar-train resume={short(run_dir)}")
-    planned = f"Resume, where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
-    return {
-        "Reproduce": _reproduce(config, run_dir),
-        planned if _planned(config) else "Resume, with more epochs": resume,
-        "Evaluate": commands["evaluate"],
-        "Compare with other runs": commands["compare"],
-    }
-
-
-def _reproduce(config: TrainConfig, run_dir: Path) -> str:
-    """The command of the run, as Hydra noted it, with what was changed since; in Python where there was no command."""
-    hydra = run_dir / ".hydra"
-    if not (hydra / "overrides.yaml").is_file():
-        return PYTHON.format(str(run_dir))
-    overrides = OmegaConf.to_container(OmegaConf.load(hydra / "overrides.yaml"), resolve=False)
-    begun = flat(OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"), resolve=False))  # type: ignore[arg-type]
-    later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
-    changed = [f"{key}={'null' if v is None else v}" for key, v in later.items() if begun.get(key, v) != v]
-    return shlex.join(["litcifar-train", *overrides, *changed])  # type: ignore[misc]
-
-
-def _say_end(console: Console, metrics: dict[str, Any], commands: dict[str, str], seconds: float) -> None:
+def _say_end(console: Console, metrics: dict[str, Any], next_commands: dict[str, str], seconds: float) -> None:
     say = console.print
     accuracy = ", ".join(_accuracy(metrics, split) for split in ("val", "test") if metrics[f"{split}/acc"] is not None)
     say(
@@ -616,7 +308,7 @@ def _say_end(console: Console, metrics: dict[str, Any], commands: dict[str, str]
     )
     if metrics["substituted"]:
         say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
-    for what, command in commands.items():
+    for what, command in next_commands.items():
         say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece
 
 

@@ -1,0 +1,69 @@
+"""The commands that a run tells its user: what can be done with it, and how it is made again."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from litcifar.config import TrainConfig, plain
+from litcifar.console import short
+from litcifar.keys import flat
+from litcifar.resuming import planned
+from litcifar.run_folder import BEST
+
+PYTHON = """\
+from pathlib import Path
+
+from litcifar.config import TrainConfig, check
+from litcifar.run_folder import read_metrics
+from litcifar.training import train
+
+config = read_metrics(Path({!r}))["config"]
+train(check(config, TrainConfig), Path("again"))"""
+
+
+def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
+    """What can be done with a finished run."""
+    folder = short(run_dir)
+    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
+    if not planned(config):
+        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={2 * config.trainer.max_epochs}"
+    return commands | {"compare": "litcifar-compare outputs"}
+
+
+def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
+    """The commands of a report, and what each of them does."""
+    known = after(config, run_dir)
+    where = f"where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
+    return {
+        "Reproduce": reproduce(config, run_dir),
+        f"Resume, {where if planned(config) else 'with more epochs'}": known.get(
+            "train on", f"litcifar-train resume={short(run_dir)}"
+        ),
+        "Evaluate": known["evaluate"],
+        "Compare with other runs": known["compare"],
+    }
+
+
+def reproduce(config: TrainConfig, run_dir: Path) -> str:
+    """The command of the run, as Hydra noted it, with what was changed since; in Python where there was no command."""
+    hydra = run_dir / ".hydra"
+    if not (hydra / "overrides.yaml").is_file():
+        return PYTHON.format(str(run_dir))
+    overrides = OmegaConf.to_container(OmegaConf.load(hydra / "overrides.yaml"), resolve=False)
+    begun = flat(OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"), resolve=False))  # type: ignore[arg-type]
+    later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
+    changed = [f"{key}={'null' if v is None else v}" for key, v in later.items() if begun.get(key, v) != v]
+    return shlex.join(["litcifar-train", *overrides, *changed])  # type: ignore[misc]
+
+
+def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:
+    """The command that trains with the configured learning rates times `factor`."""
+    rates = {"optim.lr": config.optim.lr}
+    for kind, group in config.optim.groups.items():
+        rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
+    file = run_dir / ".hydra" / "overrides.yaml"
+    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else []
+    kept = [override for override in given if override.lstrip("+").partition("=")[0] not in ("tune", *rates)]
+    return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])

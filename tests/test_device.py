@@ -1,0 +1,74 @@
+"""The device: how many processes there can be, and what compiling needs."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from litcifar import training
+from litcifar.errors import ConfigError, MachineError
+from tests.conftest import Compose
+from tests.test_training import CNN, weights
+
+
+def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[dict[str, Any]] = []
+
+    def compile(function: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
+    monkeypatch.setattr(torch, "compile", compile)
+    for name, options in (("plain", ()), ("compiled", ("compile=true", "ema=0.9"))):
+        training.train(compose(*CNN, *options, "trainer.max_epochs=1"), tmp_path / name)
+    assert compiled == [{"dynamic": False}]
+    assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(MachineError, match="compile=true needs a C\\+\\+ compiler"):
+        training.train(compose("model=mlp", "compile=true"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["trainer.num_nodes=2"], ConfigError, "torchrun starts"),
+        (["trainer.accelerator=gpu"], MachineError, "no GPU"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(
+    compose: Compose, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        training.train(compose("model=mlp", "trainer=ddp", *overrides), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "message"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, ["trainer=default"], "give trainer=ddp"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, ["trainer=ddp"], "started 4 processes, 2 on this machine"),
+        ({"WORLD_SIZE": "9", "LOCAL_WORLD_SIZE": "9"}, ["trainer=ddp"], "leaves 6 images in the last batch for 9"),
+    ],
+)
+def test_processes_and_configuration_have_to_agree(
+    compose: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    overrides: list[str],
+    message: str,
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        training.train(compose("model=mlp", *overrides), tmp_path)
