@@ -50,8 +50,9 @@ def train(experiment: str, seed: int, folder: Path, overrides: list[str]) -> tup
         ("val/acc", "%"): 100 * metrics["val/acc"],
         ("reached", "share"): float(100 * metrics["val/acc"] >= _percentage(experiment)),
     }
-    if metrics["test/acc"] is not None:
-        measured["test/acc", "%"] = 100 * metrics["test/acc"]
+    for name in ("test/acc", "val/tta_acc", "test/tta_acc"):
+        if metrics[name] is not None:
+            measured[name, "%"] = 100 * metrics[name]
     return f"{metrics['data']} {metrics['fingerprint'][:8]}", measured
 
 
