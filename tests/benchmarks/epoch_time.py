@@ -5,8 +5,8 @@
 litcifar         litcifar.training.train, from its metrics.csv
 plain loop       a bare PyTorch loop of the same step, the images in memory, on the device
   memory kept    the same in a process that keeps freed memory, as litcifar's does (`litcifar.memory`): the limit
-usual Lightning  the same network and optimizer; PIL images transformed one by one in two workers, automatic
-                 optimization, loss and accuracy logged each step, progress bar and CSVLogger on
+usual Lightning  the same network, its ReLU before its pool, and optimizer; PIL images transformed one by one in two
+                 workers, automatic optimization, loss and accuracy logged each step, progress bar and CSVLogger on
 FLOP floor       the epoch's training FLOPs at the rate of a large matrix product in litcifar's precision
 NumPy            numpy_mlp's step in float32 NumPy, without the value of the loss
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
@@ -52,7 +52,7 @@ from litcifar.config import TrainConfig, train_config
 from litcifar.console import quiet
 from litcifar.errors import ConfigError
 from litcifar.models import ImageClassifier
-from litcifar.models.conv_pool import ChannelsFirst
+from litcifar.models.conv_pool import ChannelsFirst, ConvPoolBlock
 from litcifar.run_folder import BEST, HISTORY
 
 EXPERIMENTS = "logistic_regression,numpy_mlp,keras_cnn,deep_cnn,speed_94"
@@ -303,7 +303,7 @@ class UsualModule(L.LightningModule):
     def __init__(self, model: ImageClassifier, steps: int, epochs: int) -> None:
         super().__init__()
         assert isinstance(model.net, nn.Sequential)
-        self.net = nn.Sequential(*(layer for layer in model.net if not isinstance(layer, ChannelsFirst)))
+        self.net = nn.Sequential(*(_as_written(layer) for layer in model.net if not isinstance(layer, ChannelsFirst)))
         self.loss = functools.partial(_loss, model)  # in a partial, so that `model` is no submodule
         self.recipe = functools.partial(_recipe, model, steps * epochs)
         self.epochs, self.seconds = epochs, list[float]()
@@ -330,6 +330,15 @@ class UsualModule(L.LightningModule):
     def on_train_batch_end(self, *batch: Any) -> None:
         if self.trainer.is_last_batch:
             self.seconds.append(measure.now(self.device) - self.start)
+
+
+def _as_written(layer: nn.Module) -> nn.Module:
+    """A block with its ReLU before the max pool, as scripts have it; `ConvPool` lets them change places."""
+    if isinstance(layer, ConvPoolBlock):
+        for place, (pool, activation) in enumerate(itertools.pairwise(list(layer))):
+            if isinstance(pool, nn.MaxPool2d) and isinstance(activation, nn.ReLU):
+                layer[place], layer[place + 1] = activation, pool
+    return layer
 
 
 def in_steps(model: ImageClassifier) -> bool:
