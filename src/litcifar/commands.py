@@ -48,14 +48,13 @@ def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
 
 def reproduce(config: TrainConfig, run_dir: Path) -> str:
     """The command of the run, as Hydra noted it, with what was changed since; in Python where there was no command."""
-    hydra = run_dir / ".hydra"
-    if not (hydra / "overrides.yaml").is_file():
+    overrides = _overrides(run_dir)
+    if overrides is None:
         return PYTHON.format(str(run_dir))
-    overrides = OmegaConf.to_container(OmegaConf.load(hydra / "overrides.yaml"), resolve=False)
-    begun = flat(OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"), resolve=False))  # type: ignore[arg-type]
+    begun = flat(_noted(run_dir, "config"))
     later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
     changed = [f"{key}={'null' if v is None else v}" for key, v in later.items() if begun.get(key, v) != v]
-    return shlex.join(["litcifar-train", *overrides, *changed])  # type: ignore[misc]
+    return shlex.join(["litcifar-train", *overrides, *changed])
 
 
 def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:
@@ -63,7 +62,19 @@ def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str
     rates = {"optim.lr": config.optim.lr}
     for kind, group in config.optim.groups.items():
         rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
-    file = run_dir / ".hydra" / "overrides.yaml"
-    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else []
-    kept = [override for override in given if override.lstrip("+").partition("=")[0] not in ("tune", *rates)]
+    kept = [
+        override
+        for override in _overrides(run_dir) or ()
+        if override.lstrip("+").partition("=")[0] not in ("tune", *rates)
+    ]
     return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])
+
+
+def _overrides(run_dir: Path) -> list[str] | None:
+    """Those of the run's command; None where there was no command."""
+    return _noted(run_dir, "overrides") if (run_dir / ".hydra" / "overrides.yaml").is_file() else None
+
+
+def _noted(run_dir: Path, name: str) -> Any:
+    """What Hydra noted of the run's command."""
+    return OmegaConf.to_container(OmegaConf.load(run_dir / ".hydra" / f"{name}.yaml"), resolve=False)

@@ -278,7 +278,7 @@ def test_relu_after_the_max_pool_is_relu_before_it_to_the_bit(features: Tensor, 
     results = []
     for order in ([conv, pool, activation], [conv, activation, pool]):
         block.zero_grad()
-        pixels = features.to(dtype).requires_grad_()
+        pixels = features.to(dtype, copy=True).requires_grad_()
         out = nn.Sequential(*order)(pixels)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out))
         results.append([out, pixels.grad, *(p.grad for p in conv.parameters())])
