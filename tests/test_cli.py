@@ -98,7 +98,7 @@ MISTAKES = {
     "optim.lr=inf": "optim.lr=inf",
     "optim.lr=-1": "optim.lr=-1 - input should be greater than 0",
     "optim.lr=0.1x": "optim.lr=0.1x",
-    "optim._target_=os.system": "optim._target_=os.system",
+    "optim._target_=os.system": "optim._target_=os.system - choose a class of torch.optim or litcifar.optim",
     "seed=-1": "seed=-1",
     "seed=1.5": "seed=1.5",
     "seed=1099511627776": "seed=1099511627776 - input should be less than 4294967296",
@@ -110,10 +110,10 @@ MISTAKES = {
     "data._target_=my.Data": "package - trust=[my] if you know what is in it",
     "model._target_=litcifar.models.Nope": "model._target_=litcifar.models.Nope is not one of",
     "model=own": "'model._target_' is missing - give it",
-    "trust=[a-b]": "trust",
+    "trust=[a-b]": "trust.0=a-b - give the name of a package, such as my_net",
     "augment.flip=maybe": "augment.flip=maybe",
     "data=image_folder": "'data.root' is missing - give it: data.root=...",
-    "name=a/b": "name=a/b",
+    "name=a/b": "name=a/b - use letters, digits, _",
     "tta=flip": "tta=flip - input should be 'none', 'mirror' or 'mirror_translate'",
     "tta=null": "tta=None - input should be",
     "name=..": "name=..",
@@ -169,6 +169,30 @@ def test_a_mistake_is_answered_with_what_to_write(run, arguments: list[str], ans
     outcome = run(TRAIN, *arguments)
     assert outcome.code == 2
     assert outcome.err.startswith(answer)
+
+
+@pytest.mark.parametrize(
+    "argument", [f"data.classes=[{','.join(f'class{n}' for n in range(99))}]", "resume=~nobody/run"]
+)
+def test_what_no_file_can_be_called_is_a_line_too(run, argument: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, "model=mlp", "data=shapes", argument)
+    assert outcome.code in (2, 4)
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_choice_that_sets_many_keys_is_a_change_of_a_resumed_run(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    first = ["model=mlp", "trainer.max_epochs=1", "hydra.run.dir=a"]
+    assert run(TRAIN, *tiny, *first).code == 0
+    for choice, message in (("regularisation=l2", "optim.weight_decay="), ("experiment=numpy_mlp", "name=numpy_mlp")):
+        outcome = run(TRAIN, "resume=a", choice)
+        assert outcome.code == 2
+        assert message in outcome.err
+        assert "a resumed run keeps its configuration" in outcome.err
+    outcome = run(TRAIN, "resume=a", "hydra.run.dir=b")
+    assert outcome.err == "error: hydra.run.dir: a resumed run goes on in its own folder - leave it out\n"
+    assert not (tmp_path / "b").exists()
+    assert "epoch 2/2" in run(TRAIN, "resume=a", "trainer=default", "trainer.max_epochs=2").out
 
 
 def test_hydras_options_may_stand_anywhere(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]

@@ -107,7 +107,10 @@ def test_a_bug_is_a_line_on_the_terminal_and_a_general_one_on_the_page(
     assert shares is None
     assert "secret" not in html
     assert "That did not work" in html
-    assert re.fullmatch(r"error: RuntimeError: secret .+ - this is a bug in litcifar; .+\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: RuntimeError: secret .+ - this is a bug, in litcifar or in code of yours; .+\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_drawing_is_a_png_file_and_nothing_else() -> None:

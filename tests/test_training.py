@@ -32,7 +32,16 @@ MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augmen
 MUON = (*CNN, "optim=muon", "optim.groups.hidden.lr=0.24")
 LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
 
-RECIPES = {"cnn": CNN, "mlp_ema": MLP, "accumulated": ACCUMULATED, "lookahead": LOOKAHEAD, "muon": MUON}
+MAX_STEPS = ("model=mlp", "model.hidden=[16]", "augment=standard", "trainer.max_steps=30")
+
+RECIPES = {
+    "max_steps": MAX_STEPS,
+    "cnn": CNN,
+    "mlp_ema": MLP,
+    "accumulated": ACCUMULATED,
+    "lookahead": LOOKAHEAD,
+    "muon": MUON,
+}
 
 
 def weights(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
@@ -142,6 +151,24 @@ def test_the_progress_bar_goes_on_with_every_step_of_a_turn(
     )
     training.train(compose("model=mlp", "trainer.max_epochs=2", "test=false"), tmp_path)
     assert shown == [(f"epoch {epoch}/2", step, 10) for epoch in (1, 2) for step in range(1, 10)]
+
+
+def test_the_progress_bar_says_what_is_known_of_the_epoch_before(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[tuple[str, ...]] = []
+    monkeypatch.setattr(history, "BAR_SECONDS", 0)
+    monkeypatch.setattr(training, "make_console", lambda: Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr(
+        history.Progress,
+        "update",
+        lambda bar, task, **given: known.append(
+            tuple(name for name in ("train", "val") if f"{name}/acc" in given["rate"])
+        ),
+    )
+    every_second = ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3", "test=false")
+    training.train(compose("model=mlp", *every_second), tmp_path)
+    assert list(dict.fromkeys(known)) == [(), ("train",), ("train", "val")]
 
 
 def test_a_share_of_an_epoch_is_the_run_that_the_same_number_of_batches_is(compose: Compose, tmp_path: Path) -> None:

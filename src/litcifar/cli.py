@@ -33,7 +33,7 @@ FAILURE_FILE = "error.txt"
 def train() -> None:
     """litcifar-train"""
     tuning.register()
-    _run("train", _train, resume_in_place(sys.argv[1:]))
+    _run("train", _train, sys.argv[1:])
 
 
 def evaluate() -> None:
@@ -80,7 +80,7 @@ def _train(cfg: DictConfig) -> float:
         find_checkpoint(config.resume, LAST)
     if ranks.launched() and not any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
         raise ConfigError("the processes that torchrun starts need one folder - give hydra.run.dir=...")
-    changed = tuple(key for key in flat(config.model_dump(by_alias=True)) if _asked_for(key, asked))
+    changed = _changed(config, asked)
     run_dir = Path(hydra_config.runtime.output_dir)
     if config.tune and hydra_config.mode == RunMode.MULTIRUN:
         raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
@@ -101,7 +101,7 @@ def _callbacks(settings: Any, run_dir: Path) -> list[Any]:
     with signals.deferred():
         from litcifar.pruning import Pruning
 
-    return [Pruning(run_dir, settings.sweeper, settings.job.num)]
+    return [Pruning(run_dir, Path(settings.sweep.dir), settings.sweeper, settings.job.num)]
 
 
 def _job(schema: str, function: str) -> Callable[[DictConfig], float]:
@@ -176,7 +176,7 @@ class SweepSummary(Callback):
         except CheckpointError as error:
             print(error)
         FAILURES.clear()  # those of this process; with the joblib launcher they are in others
-        for file in sorted(folder.glob(f"*/{FAILURE_FILE}")):
+        for file in sorted(folder.rglob(FAILURE_FILE)):
             FAILURES.append(UserError(f"{file.parent}: {file.read_text().splitlines()[0]}"))
         if not any(path.is_dir() for path in folder.iterdir()):
             FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
@@ -200,7 +200,8 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
     SweepSummary.folder = ""
     try:
         with signals.handled(signals.raise_interrupted):
-            sys.argv[1:] = opened(_options_first(arguments, name, bare))
+            given = resume_in_place(arguments) if name == "train" else arguments
+            sys.argv[1:] = opened(_options_first(given, name, bare))
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except UserError as error:
         FAILURES.append(error)
@@ -241,7 +242,8 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except Interrupted as error:  # which Hydra does not catch: the whole sweep stops
         what, _, advice = str(error).partition(" - ")
         if job is _train and (run_dir / LAST).is_file():
-            advice = f"go on with: litcifar-train resume={os.path.relpath(run_dir)}"
+            trust = [o for o in _overrides(settings) if o.startswith("trust=")]
+            advice = f"go on with: {shlex.join(['litcifar-train', f'resume={os.path.relpath(run_dir)}', *trust])}"
         elif not multirun:
             _remove_if_empty(run_dir, settings)
         raise Interrupted(f"{what} - {advice}", error.signal_number) from error
@@ -282,17 +284,22 @@ def _end_quietly() -> NoReturn:
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:
-    """With `resume=...`, the run goes on in the folder of its checkpoint, whose `.hydra` stays as it was."""
+    """With `resume=...`, the run goes on in the folder of its checkpoint, whose `.hydra` stays as it was.
+
+    Raises ConfigError where another folder was asked for.
+    """
     for argument in arguments:
         key, _, value = argument.partition("=")
-        path = Path(value.strip("'\"")).expanduser()
-        folder = path if path.is_dir() else path.parent
-        if key == "resume" and value.strip("'\"") and path.exists():
+        path = os.path.expanduser(value.strip("'\""))
+        if key == "resume" and os.path.exists(path):  # which, unlike Path's, is False for what no file can be called
+            folder = path if os.path.isdir(path) else os.path.dirname(path)
+            if any(a.startswith("hydra.run.dir=") for a in arguments):
+                raise ConfigError("hydra.run.dir: a resumed run goes on in its own folder - leave it out")
             others = [a for a in arguments if a != argument]
             return [
                 *others,
-                f"resume={_quoted(str(path))}",
-                f"hydra.run.dir={_quoted(str(folder))}",
+                f"resume={_quoted(path)}",
+                f"hydra.run.dir={_quoted(folder or '.')}",
                 "hydra.output_subdir=null",
             ]
     return arguments
@@ -306,7 +313,7 @@ def _quoted(text: str) -> str:
 def _again(sweep_dir: str | Path) -> str:
     """The command with which a sweep goes on."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
-    return f"litcifar-train {shlex.join(arguments)} hydra.sweep.dir={sweep_dir}"
+    return shlex.join(["litcifar-train", *arguments, f"hydra.sweep.dir={sweep_dir}"])
 
 
 def _overrides(settings: Any) -> list[str]:
@@ -314,8 +321,23 @@ def _overrides(settings: Any) -> list[str]:
     return OmegaConf.to_container(settings.overrides.task, resolve=False)  # type: ignore[return-value]
 
 
-def _asked_for(key: str, asked: list[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in asked)
+def _changed(config: Any, asked: list[str]) -> tuple[str, ...]:
+    """The keys of a TrainConfig that were asked for.
+
+    Of a resumed run also those that differ from the usual by a choice such as experiment=..., which has no keys of its
+    own; of trainer=... those alone.
+    """
+    keys = flat(config.model_dump(by_alias=True))
+    of_name = {name: [key for key in keys if key == name or key.startswith(f"{name}.")] for name in asked}
+    choices = [name for name, of in of_name.items() if not of or name == "trainer"]
+    changed = {key for name, of in of_name.items() if name not in choices for key in of}
+    if config.resume and choices:
+        from litcifar.config import plain, train_config
+
+        usual = flat(plain(train_config()))
+        differing = {key for key, value in keys.items() if key not in usual or usual[key] != value}
+        changed |= {key for key in differing if choices != ["trainer"] or key.startswith("trainer.")}
+    return tuple(key for key in keys if key in changed)
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
@@ -377,7 +399,8 @@ def _composition_error(error: Exception, name: str) -> str:
         return f"unknown {found[1]}={found[2]} - {suggestion(found[2], found[3].split())}"
     if "Could not override '" in text:
         key = text.split("'")[1]
-        choices = [a for a in sys.argv[1:] if "=" in a and (conf_dir() / f"{a.replace('=', '/')}.yaml").is_file()]
+        files = {str(file.relative_to(conf_dir()).with_suffix("")) for file in conf_dir().rglob("*.yaml")}
+        choices = [a for a in sys.argv[1:] if a.replace("=", "/") in files]
         known = _known(name, choices)
         if closest(key, known) is None:  # then not all of them: those beside it
             parent = key.rpartition(".")[0]

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,20 +36,33 @@ def _table_file(path: str) -> str:
     return path
 
 
+def _like(pattern: str, otherwise: str) -> AfterValidator:
+    """Text that matches; `otherwise` is what is said of other text."""
+
+    def matching(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(otherwise)
+        return text
+
+    return AfterValidator(matching)
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
-Folder = Annotated[Text, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
-Duration = Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")]
-Word = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # as a part of a path it stays where it is put
+Folder = Annotated[Text, AfterValidator(lambda path: str(Path(os.path.expanduser(path)).absolute()))]
+Duration = Annotated[str, _like(r"\d+:\d\d:\d\d:\d\d", "write days:hours:minutes:seconds, such as 00:12:00:00")]
+# As a part of a path it stays where it is put.
+Word = Annotated[str, _like(r"\w[\w.+-]*", "use letters, digits, _ and, but for the first, . + -")]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-Trust = list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]]  # packages whose code may run beside litcifar's
-Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
+# Packages whose code may run beside litcifar's.
+Trust = list[Annotated[str, _like(r"\w+(\.\w+)*", "give the name of a package, such as my_net")]]
+Target = Annotated[str, _like(r"\w+(\.\w+)+", "give module and class, such as my_net.TinyNet")]
 TableFile = Annotated[Text, AfterValidator(_table_file)]
 TTA = Literal["none", "mirror", "mirror_translate"]
 ParameterKind = Literal["stem", "norm", "head", "hidden", "bias"]
@@ -179,7 +193,9 @@ class OptimConfig(Node):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, Field(pattern=r"^(torch|litcifar)\.optim\.\w+$")] = Field(alias="_target_")
+    target: Annotated[
+        str, _like(r"(torch|litcifar)\.optim\.\w+", "choose a class of torch.optim or litcifar.optim")
+    ] = Field(alias="_target_")
     lr: Positive
     groups: dict[ParameterKind, GroupConfig] = {}
 
@@ -189,9 +205,13 @@ class SchedulerConfig(Node):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, Field(pattern=r"^(torch\.optim\.lr_scheduler|litcifar\.optim)\.\w+$")] = Field(
-        alias="_target_"
-    )
+    target: Annotated[
+        str,
+        _like(
+            r"(torch\.optim\.lr_scheduler|litcifar\.optim)\.\w+",
+            "choose a class of torch.optim.lr_scheduler or litcifar.optim",
+        ),
+    ] = Field(alias="_target_")
     interval: Literal["step", "epoch"]
     monitor: Literal["train/acc", "train/loss", "val/acc", "val/loss"] | None = None
 
@@ -210,7 +230,9 @@ class AugmentConfig(Node):
 class LoggerConfig(Node):
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[str, Field(pattern=r"^lightning\.pytorch\.loggers\.\w+$")] = Field(alias="_target_")
+    target: Annotated[
+        str, _like(r"lightning\.pytorch\.loggers\.\w+", "choose a class of lightning.pytorch.loggers")
+    ] = Field(alias="_target_")
 
 
 class TrainerConfig(Node):
@@ -294,7 +316,7 @@ class TrainConfig(Node):
             if not within(target, ["litcifar", *self.trust]):
                 raise ValueError(
                     f"{group}._target_={target} is code from outside litcifar, which runs only where you name its "
-                    f"package - trust=[{target.partition('.')[0]}] if you know what is in it"
+                    f"package - {_trusting(target)}"
                 )
         return self
 
@@ -400,6 +422,12 @@ class CompareConfig(Node):
 Config = TypeVar("Config", bound=Node)
 
 
+def shapes_like(data: DataConfig) -> ShapesConfig:
+    """The built-in shapes, in batches and splits of another data set."""
+    common = {key: value for key, value in data.model_dump().items() if key in ShapesConfig.model_fields}
+    return check(common | {"target": "litcifar.data.ShapesDataModule"}, ShapesConfig)
+
+
 def train_config(*overrides: str) -> TrainConfig:
     """What `litcifar-train` would run: train_config("experiment=quickstart", "seed=1").
 
@@ -441,6 +469,10 @@ def plain(config: Node) -> dict[str, Any]:
 Built = TypeVar("Built")
 
 
+def _trusting(target: str) -> str:
+    return f"trust=[{target.partition('.')[0]}] if you know what is in it"
+
+
 def within(target: str, packages: Sequence[str]) -> bool:
     """Whether a class is one of these packages'."""
     return target.startswith(tuple(f"{package}." for package in packages))
@@ -466,8 +498,14 @@ def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[
             text = " ".join(str(error).split())
             raise ConfigError(f"{target} cannot be imported ({type(error).__name__}: {text}) - correct it") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        packages = ", ".join(f"{package}.*" for package in (*TRUSTED, *trust))
-        raise ConfigError(f"_target_={target} is no {base.__name__} of {packages} - correct its name")
+        packages = (*TRUSTED, *trust)
+        advice = (
+            "correct its name"
+            if within(target, packages)
+            else f"correct its name, or name its package: {_trusting(target)}"
+        )
+        known = ", ".join(f"{package}.*" for package in packages)
+        raise ConfigError(f"_target_={target} is no {base.__name__} of {known} - {advice}")
     return found
 
 

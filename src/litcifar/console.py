@@ -33,8 +33,10 @@ def quiet() -> None:
         ".*LeafSpec.*is deprecated",  # torch's pytree, at every fit
         "Precision .* is not supported by the model summary",  # which says sizes in MB; litcifar's does not
         ".*does not have many workers",  # the images are in memory
+        "GPU available but not used",  # with trainer.accelerator=cpu
         ".*your dataloader is not resumable",  # its order is a function of seed and epoch: it goes on where it stopped
         "Checkpoint directory .* exists and is not empty",  # of a resumed run
+        "Be aware that when using `ckpt_path`, callbacks",  # of a run that goes on without its trainer.max_time
         "The number of training batches",  # log_every_n_steps: litcifar logs once an epoch
     ):
         warnings.filterwarnings("ignore", message)

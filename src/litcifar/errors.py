@@ -65,6 +65,7 @@ REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library'
     ("Expected more than 1 value per channel", ConfigError, "no batch may be one image: change data.batch_size"),
     ("modulo by zero", ConfigError, "scheduler.step_size and scheduler.T_max are at least 1"),
     ("Tried to step", ConfigError, "give the scheduler total_steps: total_steps"),
+    ("does not have a deterministic implementation", ConfigError, "set trainer.deterministic=warn"),
     ("without overflow", ConfigError, "a number is too large for float32: lower it"),
 )
 
@@ -80,7 +81,9 @@ def explained(error: BaseException) -> UserError:
     kind, text = type(error).__name__, " ".join(str(error).split())
     known = [(what, todo) for words, what, todo in REASONS if words in text]
     result: UserError
-    if isinstance(error, OSError):
+    if isinstance(error, FileNotFoundError):
+        result = DataError(f"{text or kind} - put it there, or correct the path")
+    elif isinstance(error, OSError):
         result = MachineError(f"{text or kind} - free disk space, or use a folder that can be written")
     elif isinstance(error, MemoryError):
         result = MachineError("out of memory - choose a smaller network, image size or data.batch_size")
@@ -89,6 +92,8 @@ def explained(error: BaseException) -> UserError:
     elif kind == "MisconfigurationException":  # Lightning's: not imported here, where it would take seconds
         result = ConfigError(f"{text} - change this in the configuration")
     else:
-        result = UserError(f"{kind}: {text} - this is a bug in litcifar; HYDRA_FULL_ERROR=1 shows where")
+        result = UserError(
+            f"{kind}: {text} - this is a bug, in litcifar or in code of yours; HYDRA_FULL_ERROR=1 shows where"
+        )
     result.__cause__ = error
     return result

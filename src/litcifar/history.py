@@ -57,6 +57,7 @@ class History(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self._epoch = dict(NOTHING)  # of the epoch that is being trained
         self._start = 0.0
+        self._step = 0  # before the turn
         self._stopwatch = Stopwatch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class History(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._stopwatch.start(pl_module.device)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,6 +95,9 @@ class History(Checkpoint):
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self._epoch["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        assert isinstance(pl_module, ImageClassifier)
+        if pl_module.interrupted or trainer.global_step == trainer.max_steps:  # the turn was cut short
+            batch = batch[: (trainer.global_step - self._step) * pl_module.accumulate_grad_batches]
         self._epoch["images"] += sum(len(labels) for _, labels in batch)
         self._epoch["seconds"] = time.perf_counter() - self._start
 
@@ -140,12 +145,13 @@ class History(Checkpoint):
 
     def _show(self, trainer: L.Trainer, model: ImageClassifier, seconds: float) -> None:
         epoch, epochs, total = trainer.current_epoch, trainer.max_epochs or 0, model.steps_of_epoch
-        steps = trainer.global_step - epoch * total
+        steps = trainer.global_step - trainer.datamodule.first_step  # type: ignore[attr-defined]
         if not steps:
             return
         images = steps * model.accumulate_grad_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
         left = seconds / steps * ((epochs - epoch) * total - steps)
-        known = [f"{name} {100 * self.rows[-1][name]:.2f} %" for name in ("train/acc", "val/acc") if self.rows]
+        latest = self.rows[-1] if self.rows else {}
+        known = [f"{name} {100 * latest[name]:.2f} %" for name in ("train/acc", "val/acc") if name in latest]
         text = "  ".join([f"{images / seconds:,.0f} images/s", f"{duration(left)} left", *known])
         self.bar.update(TaskID(0), total=total, completed=steps, description=f"epoch {epoch + 1}/{epochs}", rate=text)
 

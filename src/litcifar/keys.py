@@ -3,6 +3,7 @@
 Without pydantic, which the shell's completion has no time for.
 """
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,9 +21,12 @@ def conf_dir() -> Path:
 def compose(program: str, *overrides: str) -> dict[str, Any]:
     """The configuration of `litcifar-<program>` with these overrides, unchecked. Raises HydraException."""
     import hydra  # here because a checkpoint is read without it
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # as it is inside a job
+            stack.enter_context(hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"))
         composed = hydra.compose(program, opened(overrides))
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 

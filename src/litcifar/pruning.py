@@ -16,12 +16,12 @@ class Pruning(Checkpoint):
     """Tells the study each epoch's validation accuracy, and raises Pruned where its pruner gives the trial up.
 
     A `Checkpoint` behind those that save: the run's last.ckpt is written before, so it can be gone on with.
-    settings: the sweeper's. number: the trial's.
+    folder: the sweep's. settings: the sweeper's. number: the trial's.
     """
 
-    def __init__(self, run_dir: Path, settings: Any, number: int) -> None:
+    def __init__(self, run_dir: Path, folder: Path, settings: Any, number: int) -> None:
         self.run_dir = run_dir
-        study = open_study(run_dir.parent, settings.startup_trials, settings.warmup_epochs)
+        study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
         self.trial = Trial(study, study.trials[number]._trial_id)
         self.number = number
         self._accuracy: float | None = None  # of an epoch that was validated

@@ -3,55 +3,71 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from litcifar import checkpoints
-from litcifar.config import TrainConfig, check, plain
+from litcifar.config import TrainConfig, check, plain, shapes_like
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
-from litcifar.run_folder import LAST, find_checkpoint, read_metrics
+from litcifar.run_folder import LAST, REPORT, find_checkpoint, read_metrics
 
-STEPS = {f"trainer.{key}" for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")}
-# What may differ in a resumed run, beside trainer.*
-FREE_ON_RESUME = ("resume", "test", "tta", "figures", "trust", "data.root", "data.num_workers")
+LENGTHS = {f"trainer.{key}" for key in ("limit_train_batches", "overfit_batches", "accumulate_grad_batches")}
+STEPS = {"trainer.max_epochs", "trainer.max_steps", *LENGTHS}
+FREE = ("test", "tta", "figures", "trust", "data.root", "data.mirrors", "data.num_workers")  # besides trainer.*
 
 
 def continued(
     config: TrainConfig, run_dir: Path, changed: tuple[str, ...]
 ) -> tuple[Path | None, TrainConfig, str | None]:
     """The checkpoint to go on from, if any, the configuration to go on with, and why its data are the shapes."""
-    if config.resume:
-        path = find_checkpoint(config.resume, LAST)
-    elif (run_dir / LAST).is_file():
-        path = run_dir / LAST
-        changed = tuple(flat(plain(config)))
-    else:
+    if not config.resume and not (run_dir / LAST).is_file():
         return None, config, None
+    path = find_checkpoint(config.resume, LAST) if config.resume else run_dir / LAST
     checkpoint = checkpoints.read(path)
     saved = checkpoints.config_of(checkpoint, config.trust)
+    substituted: str | None = checkpoint["litcifar"]["substituted"]
+    if substituted and getattr(config.data, "fallback", None) == "shapes":  # as when the run began
+        config = config.model_copy(update={"data": shapes_like(config.data)})
     old, new = flat(plain(saved)), flat(plain(config))
-    different = [key for key in changed if key in new and old.get(key, new[key]) != new[key]]
-    refused = [
-        key for key in different if not key.startswith(("trainer.", "data.mirrors")) and key not in FREE_ON_RESUME
-    ]
+    asked = changed if config.resume else (*new, *old)
+    different = [key for key in dict.fromkeys(asked) if not (key in old and key in new and old[key] == new[key])]
+    refused = [key for key in different if not key.startswith("trainer.") and key not in ("resume", *FREE)]
     if refused:
-        asked = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in refused)
-        raise ConfigError(f"{asked}: a resumed run keeps its configuration - only trainer.*, test and tta may change")
+        raise ConfigError(
+            f"{', '.join(_difference(key, old, new) for key in refused)}: a resumed run keeps its configuration - "
+            f"only trainer.*, {', '.join(FREE)} may change"
+        )
+    if _is_amid_an_epoch(checkpoint) and not LENGTHS.isdisjoint(different):
+        keys = ", ".join(sorted(LENGTHS.intersection(different)))
+        raise ConfigError(f"{keys}: '{path}' is of amid an epoch - go on without a change until that ends")
     if planned(saved) and not STEPS.isdisjoint(different):
         raise ConfigError(
             f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
             "these - train anew with more"
         )
-    merged = OmegaConf.create(plain(saved))
+    merged, wanted = plain(saved), plain(config)
     for key in different:
-        OmegaConf.update(merged, key, new[key])
-    resumed = check(OmegaConf.to_container(merged), TrainConfig)  # type: ignore[arg-type]
+        group, *names = key.split(".")
+        if names:
+            merged[group][names[0]] = wanted[group][names[0]]
+        else:
+            merged[group] = wanted[group]
+    resumed = check(merged, TrainConfig)
     if checkpoint["epoch"] >= resumed.trainer.max_epochs:
         raise ConfigError(
             f"trainer.max_epochs={resumed.trainer.max_epochs}: '{path}' is of epoch {checkpoint['epoch'] + 1} - "
             "give it as many or more"
         )
-    return path, resumed, checkpoint["litcifar"]["substituted"]
+    return path, resumed, substituted
+
+
+def _is_amid_an_epoch(checkpoint: dict[str, Any]) -> bool:
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, turns = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    return epochs["processed"] < epochs["ready"] and not turns["is_last_batch"]
+
+
+def _difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    now = f"{key}={new[key]}" if key in new else f"no {key}"
+    return f"{now} (was {old[key]})" if key in old else now
 
 
 def planned(config: TrainConfig) -> bool:
@@ -64,7 +80,10 @@ def finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     metrics = read_metrics(run_dir)
     if metrics is None:
         return None
-    same_length = metrics["config"]["trainer"]["max_epochs"] >= config.trainer.max_epochs
+    before, now = metrics["config"]["trainer"], plain(config.trainer)
+    limits = ("max_steps", "max_time")  # beside the epochs: whether they or these have ended the run, it may go on
+    same_length = before["max_epochs"] >= now["max_epochs"] and all(before[key] == now[key] for key in limits)
     tested = metrics["test/acc"] is not None or not config.test
     augmented = config.tta in ("none", metrics.get("tta"))
-    return metrics if same_length and tested and augmented else None
+    drawn = not config.figures or (run_dir / REPORT).is_file()
+    return metrics if same_length and tested and augmented and drawn else None

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litcifar import checkpoints, commands, device, loggers, memory, processes, ranks, resuming, run_report
 from litcifar.averaging import EMA, Lookahead
-from litcifar.config import LookConfig, ShapesConfig, TrainConfig, check, plain
+from litcifar.config import LookConfig, TrainConfig, plain, shapes_like
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
@@ -233,7 +233,7 @@ def _trainer(
         *more_callbacks,
         Steps(run_dir),
     ]
-    return L.Trainer(
+    trainer = L.Trainer(
         **options,
         logger=logger or False,
         callbacks=callbacks,
@@ -242,6 +242,12 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if config.trainer.overfit_batches:  # by which Lightning limits the validation too
+        limit = config.trainer.limit_val_batches
+        trainer.limit_val_batches = 1.0 if limit is None else limit
+    # Else, with max_steps, Lightning takes an epoch that has ended for one that was stopped, and ends it again.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+    return trainer
 
 
 Config = TypeVar("Config", TrainConfig, LookConfig)
@@ -258,9 +264,7 @@ def prepare(config: Config, console: Console) -> tuple[ImageDataModule, Config, 
         reason = str(error)
     else:
         return data, config, None
-    common = {key: value for key, value in config.data.model_dump().items() if key in ShapesConfig.model_fields}
-    spec = common | {"target": "litcifar.data.ShapesDataModule"}
-    config = config.model_copy(update={"data": check(spec, ShapesConfig)})
+    config = config.model_copy(update={"data": shapes_like(config.data)})
     console.print(f"[bold yellow]CIFAR-10 could not be had: taking the built-in shapes instead.[/]\n{reason}")
     return checkpoints.data_of(config), config, reason
 

@@ -103,6 +103,41 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     )
 
 
+# --- What is read
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((4, 32, 32, 3), np.float32), np.arange(4)),
+        (np.zeros((4, 3, 32, 32), np.uint8), np.arange(4)),
+        (np.zeros((4, 28, 28, 3), np.uint8), np.arange(4)),
+        (np.zeros((5, 32, 32, 3), np.uint8), np.arange(4)),
+        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32)),
+        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4)[:, None]),
+        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) - 1),
+        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) + 1),
+    ],
+)
+def test_what_a_users_own_set_reads_is_refused_if_it_does_not_fit(images: np.ndarray, labels: np.ndarray) -> None:
+    class Own(ImageDataModule):
+        name = "own"
+        class_names = ("a", "b", "c", "d")
+
+        def __init__(self, *arrays: np.ndarray) -> None:
+            super().__init__(val_size=1)
+            self.arrays = arrays
+
+        def read(self) -> Arrays:
+            return self.arrays  # type: ignore[return-value]
+
+    right = (np.zeros((4, 32, 32, 3), np.uint8)[..., ::-1], np.arange(4)[::-1])  # which torch alone would refuse
+    Own(*right, *right).setup()
+    for arrays in ((images, labels, *right), (*right, images, labels)):
+        with pytest.raises(DataError, match=r"'own': images .+ - `read` has to give images uint8 \[N, 32, 32, 3\], "):
+            Own(*arrays).setup()
+
+
 # --- Splits
 
 

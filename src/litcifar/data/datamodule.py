@@ -3,6 +3,7 @@
 Shape suffixes: N images of a set, T of a turn, B of a batch, H height, W width, C channels, K classes.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -24,11 +25,11 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor]
 
 TURNS = 10  # of the training loop in an epoch: Lightning takes 0.9 ms a turn on a CPU, a small network's step 1 ms
-TURNS_OF_SEVERAL = 50  # where several processes train: a signal ends a turn of theirs, not a step
+TURNS_OF_SEVERAL = 50  # where several processes train on CPUs: a signal ends a turn of theirs, not a step
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Base of the data sets. A subclass says how to read them: `class_names` and `read`.
+    """Base of the data sets. A subclass has a `name` and says how to read them: `class_names`, `read`, `image_size`.
 
     batch_size, eval_batch_size: images a step in training; in validation and test.
     val_size: images of the training set that are held out for validation, before `classes` selects: a number, or a
@@ -42,8 +43,8 @@ class ImageDataModule(L.LightningDataModule):
     seed: of order and augmentation.
 
     A batch is (images uint8 [B, H, W, 3], labels int64 [B]; float [B, K] after mixup or cutmix). In training they come
-    in turns: lists of a tenth of the epoch's batches (of a fiftieth in each of several processes), each of which is a
-    step of `ImageClassifier.training_step`.
+    in turns: lists of a tenth of the epoch's batches (of a fiftieth where several processes train on CPUs), each of
+    which is a step of `ImageClassifier.training_step`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.augment: Augment | None = None
         self._sets: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._place = Place()
         self.fingerprint = ""
 
     @property
@@ -103,10 +105,12 @@ class ImageDataModule(L.LightningDataModule):
         """Reads the images once and splits them."""
         if self._sets:
             return
-        train_images, train_labels, test_images, test_labels = self.read()
+        train_images, train_labels, test_images, test_labels = map(np.ascontiguousarray, self.read())
+        self._check_arrays(train_images, train_labels)
+        self._check_arrays(test_images, test_labels)
         digest = hashlib.sha256()
         for array in (train_images, train_labels, test_images, test_labels):
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array.data)
         self.fingerprint = digest.hexdigest()
         count = len(train_labels)
         held_out = self.val_size if isinstance(self.val_size, int) else round(self.val_size * count)
@@ -148,6 +152,17 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         images, labels, _ = self._sets["train"]
         return self._loader(TrainImages(images, labels), self._turns(self.trainer), self.num_workers)
+
+    @property
+    def first_step(self) -> int:
+        """The optimizer steps before the epoch that is trained."""
+        return self._place.first_step or 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._place)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = Place(**state_dict)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -204,6 +219,17 @@ class ImageDataModule(L.LightningDataModule):
         }
         return {split: dict(zip(self.classes, counts[split].tolist(), strict=True)) for split in counts}
 
+    def _check_arrays(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Refuses what a user's own `read` got wrong, which would be noticed later, and not so plainly."""
+        size, classes = self.image_size, len(self.class_names)
+        images_fit = images.dtype == np.uint8 and images.shape == (len(labels), size, size, 3)
+        labels_fit = labels.dtype == np.int64 and labels.ndim == 1 and np.all((labels >= 0) & (labels < classes))
+        if not (images_fit and labels_fit):
+            raise DataError(
+                f"'{self.name}': images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}"
+                f" - `read` has to give images uint8 [N, {size}, {size}, 3], labels int64 [N] from 0 to {classes - 1}"
+            )
+
     def _select(self, images: np.ndarray, labels: np.ndarray, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All images with their new labels, and the indices of those whose class is in use."""
         new_label = torch.full((len(self.class_names),), -1)
@@ -213,7 +239,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _turns(self, trainer: L.Trainer | None) -> "Turns":
         indices, counts = self._sets["train"][2], (self.train_batches, self._all_train_batches)
-        return Turns(indices, self.batch_size, *counts, self._order_seed, trainer)
+        return Turns(indices, self.batch_size, *counts, self._order_seed, trainer, self._place if trainer else Place())
 
     def _eval_loader(self, split: str) -> DataLoader:
         images, labels, indices = self._sets[split]
@@ -301,6 +327,17 @@ class ImageFolderDataModule(ImageDataModule):
         return (*train, *image_folder.read(self.root, "test", self.class_names, self.image_size))
 
 
+@dataclasses.dataclass
+class Place:
+    """What a run has to know of its epoch to go on amid it; None in a checkpoint that is older than this.
+
+    first_step: the optimizer steps before the epoch. batches_a_turn: where its turns end.
+    """
+
+    first_step: int | None = None
+    batches_a_turn: int | None = None
+
+
 class Images(Dataset):
     """Fetches a whole batch of images by one indexing: [B, H, W, 3] and labels [B]."""
 
@@ -332,6 +369,7 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
     an interrupted epoch is resumed, it goes on with the first batch that was not trained on.
     batches: that an epoch trains on. all_batches: of the whole set, of whose turns Lightning may be asked for a share;
         a turn is then as short as can be.
+    place: of the run, which is kept up to date.
     """
 
     def __init__(
@@ -340,19 +378,25 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
         batch_size: int,
         batches: int,
         all_batches: int,
-        seed: int | None = None,
-        trainer: L.Trainer | None = None,
+        seed: int | None,
+        trainer: L.Trainer | None,
+        place: Place,
     ) -> None:
         self.indices = indices
         self.batch_size = batch_size
         self.batches = batches
         self.seed = seed
         self.trainer = trainer
+        self.place = place
         self.accumulate = _accumulate(trainer)
         limit = trainer.limit_train_batches if trainer else None
         share = isinstance(limit, float) and limit < 1
-        turns = TURNS_OF_SEVERAL if trainer is not None and trainer.world_size > 1 else TURNS
-        self.batches_a_turn = self.accumulate * (1 if share else math.ceil(batches / turns / self.accumulate))
+        several = trainer is not None and trainer.world_size > 1 and trainer.strategy.root_device.type != "cuda"
+        turns = TURNS_OF_SEVERAL if several else TURNS
+        usual = self.accumulate * (1 if share else math.ceil(batches / turns / self.accumulate))
+        # An epoch that another number of processes has begun, in other turns, goes on in those.
+        self.batches_a_turn = place.batches_a_turn if self._is_amid and place.batches_a_turn else usual
+        place.batches_a_turn = self.batches_a_turn
         self.turns = math.ceil(batches / self.batches_a_turn)
         self.length = math.ceil(all_batches / self.batches_a_turn) if share else self.turns
 
@@ -376,11 +420,22 @@ class Turns(Sampler[tuple[np.ndarray, int, int]]):
         fit = self.trainer.fit_loop
         # These counters are Lightning's own: the tests of resuming guard them against an upgrade.
         epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
-        if not (fit.restarting or fit.epoch_loop.restarting):
-            return epoch, 0, 0
+        if not self._is_amid:
+            self.place.first_step = self.trainer.global_step
+            return epoch + (fit.restarting or fit.epoch_loop.restarting), 0, 0
+        if self.place.first_step is None:
+            self.place.first_step = epoch * math.ceil(self.batches / self.accumulate)
         turn: int = fit.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        steps = self.trainer.global_step - epoch * math.ceil(self.batches / self.accumulate)
-        return (epoch, turn, steps * self.accumulate) if turn < self.turns else (epoch + 1, 0, 0)
+        return epoch, turn, (self.trainer.global_step - self.place.first_step) * self.accumulate
+
+    @property
+    def _is_amid(self) -> bool:
+        """Whether the run goes on amid an epoch."""
+        if self.trainer is None:
+            return False
+        fit = self.trainer.fit_loop
+        restarting: bool = fit.restarting or fit.epoch_loop.restarting
+        return restarting and not fit.epoch_loop.batch_progress.is_last_batch
 
 
 class Loader(DataLoader):
