@@ -1,9 +1,12 @@
 """A tiny CIFAR-10 on disk, and configurations composed in this process."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of a CPU, also where there is a GPU; before torch is imported
 
 import lightning.pytorch as L
 import numpy as np

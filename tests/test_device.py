@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from litcifar import training
+from litcifar import device, training
 from litcifar.errors import ConfigError, MachineError
+from litcifar.models import MLP
 from tests.conftest import Compose
 from tests.test_training import CNN, weights
 
@@ -30,12 +31,43 @@ def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
     assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
 
 
-def test_compiling_for_a_cpu_needs_a_compiler(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(MachineError, match="compile=true needs a C\\+\\+ compiler"):
+def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", {"gcc": "gcc"}.get)
+    with pytest.raises(MachineError, match=r"compile=true needs a C\+\+ compiler, .+ - install g\+\+ or leave it out"):
         training.train(compose("model=mlp", "compile=true"), tmp_path)
+    device.compile_network(MLP(), cuda=True)
+    monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
+    device.compile_network(MLP(), cuda=False)
+    with pytest.raises(MachineError, match=r"compile=true needs a C compiler, .+ - install gcc or leave it out"):
+        device.compile_network(MLP(), cuda=True)
+
+
+def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [device.chosen(name) for name in ("auto", "cpu", "mps")] == ["cpu", "cpu", "mps"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device.chosen(name) for name in ("auto", "cpu", "gpu")] == ["cuda", "cpu", "gpu"]
+
+
+def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed is for a GPU - use auto, or bf16-mixed"):
+        training.train(compose("model=mlp", "trainer.precision=16-mixed"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cuda", "autotuned"),
+    [
+        ([], False, None),
+        ([], True, True),
+        (["trainer.deterministic=true"], True, None),
+        (["trainer.deterministic=warn"], True, None),
+        (["trainer.benchmark=false"], True, False),
+        (["trainer.benchmark=true"], False, True),
+    ],
+)
+def test_cudnn_tries_out_its_convolutions_on_a_gpu(
+    compose: Compose, overrides: list[str], cuda: bool, autotuned: bool | None
+) -> None:
+    assert device.autotuned(compose(*overrides), cuda) is autotuned
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ from litcifar.models import ImageClassifier
 CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU
 
 
+def chosen(accelerator: str) -> str:
+    """`auto` is CUDA where there is a GPU, else the CPU; the others are as they were asked for."""
+    return accelerator if accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def uses_cuda(config: TrainConfig) -> bool:
     """Whether the run uses a GPU; MachineError where it should and there is none."""
     cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
@@ -29,6 +34,8 @@ def description(cuda: bool) -> str:
 
 def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     """Lightning's name of the precision, and why it was chosen."""
+    if config.trainer.precision == "16-mixed" and chosen(config.trainer.accelerator) == "cpu":
+        raise ConfigError("trainer.precision=16-mixed is for a GPU - use auto, or bf16-mixed")
     if config.trainer.precision != "auto":
         return config.trainer.precision, "as asked for"
     if cuda:
@@ -37,6 +44,12 @@ def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
+
+
+def autotuned(config: TrainConfig, cuda: bool) -> bool | None:
+    """Whether cuDNN tries out which of its convolutions is fastest; None leaves it as it is."""
+    asked = config.trainer.benchmark
+    return True if asked is None and cuda and not config.trainer.deterministic else asked
 
 
 def process_count(config: TrainConfig) -> int:
@@ -65,8 +78,9 @@ def process_count(config: TrainConfig) -> int:
 
 def compile_network(model: ImageClassifier, cuda: bool) -> None:
     """Compiles at the first step, in place: the checkpoint's keys stay as they are. MachineError without a compiler."""
-    if not cuda and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+    language, variable, compilers = ("C", "CC", ("gcc", "clang")) if cuda else ("C++", "CXX", ("g++", "clang++"))
+    if not any(map(shutil.which, (os.environ.get(variable, compilers[0]), *compilers))):
         raise MachineError(
-            "compile=true needs a C++ compiler on a CPU, and there is none - install g++ or leave it out"
+            f"compile=true needs a {language} compiler, and there is none - install {compilers[0]} or leave it out"
         )
     model.net.compile(dynamic=False)

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from litcifar import checkpoints, figures, memory, run_folder
+from litcifar import checkpoints, device, figures, memory, run_folder
 from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -138,7 +138,7 @@ def evaluate_model(
     """Runs the network over `val` or `test` with the batches, precision, limits and `tta` of training."""
     answers = Answers(config.tta)
     trainer = L.Trainer(
-        accelerator=accelerator,
+        accelerator=device.chosen(accelerator),
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         limit_val_batches=config.trainer.limit_val_batches,

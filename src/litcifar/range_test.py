@@ -108,14 +108,15 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     precision, reason = device.precision_of(config, cuda)
     console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
     test = RangeTest(console, config.trainer.enable_progress_bar)
-    options = config.trainer.model_dump(include={"accelerator", "deterministic", "benchmark"})
+    options = config.trainer.model_dump(include={"deterministic", "benchmark"})
     L.Trainer(
         **options,
+        accelerator=device.chosen(config.trainer.accelerator),
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         max_steps=STEPS,
         max_epochs=STEPS,
-        limit_train_batches=0.999,  # a share: then a turn is one step
+        limit_train_batches=0.999 if data.train_batches > 1 else None,  # a share: then a turn is one step
         limit_val_batches=0,
         logger=False,
         callbacks=[test],

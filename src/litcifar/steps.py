@@ -19,15 +19,16 @@ class Steps(Checkpoint):
     """Looks at the loss, and stops in order.
 
     A `Checkpoint`, and the last of them: what it saves has everything that the other callbacks did after the step.
-    The loss is looked at ten times an epoch: reading it waits for the device. The logits of a validation are looked at
-    too: the last step may have been the one. On SIGINT or SIGTERM the step is finished and `last.ckpt` is written; on
-    submitit's signal too, before its own handler is called.
+    The loss is looked at ten times an epoch: reading it waits for the device, so the next turn's images are fetched
+    first. The logits of a validation are looked at too: the last step may have been the one. On SIGINT or SIGTERM the
+    step is finished and `last.ckpt` is written; on submitit's signal too, before its own handler is called.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.signal_number = 0
         self._model: ImageClassifier | None = None
+        self._loss: Tensor | None = None  # that is to be looked at
         self._handlers: dict[int, Any] = {}  # of the signals, before training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -38,14 +39,22 @@ class Steps(Checkpoint):
         if signals.REQUEUE and callable(signal.getsignal(signals.REQUEUE)):
             self._handlers[signals.REQUEUE] = signal.signal(signals.REQUEUE, signals.Handler(self._stop))
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._check_loss(trainer)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         tenth = max(1, int(trainer.num_training_batches) // 10)
         if (batch_idx + 1) % tenth == 0 or trainer.is_last_batch:
-            self._check("loss", outputs["loss"], trainer)
+            self._loss = outputs["loss"]
         # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
-        if not trainer.is_last_batch and self._signal(trainer):
+        if trainer.is_last_batch:
+            self._check_loss(trainer)
+        elif self._signal(trainer):
+            self._check_loss(trainer)
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)
 
@@ -63,6 +72,11 @@ class Steps(Checkpoint):
             signal.signal(number, handler)
         if self._signal(trainer):
             self._interrupt(trainer)
+
+    def _check_loss(self, trainer: L.Trainer) -> None:
+        loss, self._loss = self._loss, None
+        if loss is not None:
+            self._check("loss", loss, trainer)
 
     def _check(self, what: str, values: Tensor, trainer: L.Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(values).all())):

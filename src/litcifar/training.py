@@ -213,13 +213,16 @@ def _trainer(
     more_callbacks: Sequence[Callback],
 ) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
-    options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
+    cuda = device.uses_cuda(config)
+    options |= {"precision": precision, "benchmark": device.autotuned(config, cuda)}
+    options |= {"accelerator": device.chosen(config.trainer.accelerator)}
+    options |= {"enable_progress_bar": False}  # `History` has one
     several = ranks.world_size() > 1  # one process is one, whatever SLURM_NTASKS says
     options |= {"devices": ranks.local_world_size(), "strategy": "ddp" if several else "auto"}
     environment = TorchElasticEnvironment() if several else LightningEnvironment()
     callbacks: list[Callback] = [history]
     if config.ema:
-        callbacks.append(EMA(decay=config.ema))
+        callbacks.append(EMA(decay=config.ema, device="cuda" if cuda else None))  # else it lies on the CPU
     if config.lookahead:
         callbacks.append(Lookahead(config.lookahead))
     if config.early_stopping:

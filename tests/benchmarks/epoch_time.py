@@ -52,7 +52,8 @@ from litcifar.config import TrainConfig, train_config
 from litcifar.console import quiet
 from litcifar.errors import ConfigError
 from litcifar.models import ImageClassifier
-from litcifar.models.conv_pool import ChannelsFirst, ConvPoolBlock
+from litcifar.models.classifier import ChannelsFirst
+from litcifar.models.conv_pool import ConvPoolBlock
 from litcifar.run_folder import BEST, HISTORY
 
 EXPERIMENTS = "logistic_regression,numpy_mlp,keras_cnn,deep_cnn,speed_94"
@@ -151,7 +152,8 @@ class Others:
             for step, indices_B in enumerate(order.to(self.device).split(self.batch)[: self.steps]):
                 images_BHWC = rows.index_select(0, indices_B).view(-1, *self.images_NHWC.shape[1:])
                 labels_B = labels_N.index_select(0, indices_B)
-                batch = self.data.augment(images_BHWC, labels_B, epoch, step, indices_B)
+                progress = (epoch + step / self.steps) / self.passes
+                batch = self.data.augment(images_BHWC, labels_B, epoch, step, indices_B, progress)
                 with autocast:
                     loss = _loss(model, model(batch[0]), batch[1])
                 optimizer.zero_grad()

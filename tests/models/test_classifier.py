@@ -9,8 +9,11 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 
 from litcifar.errors import ConfigError
@@ -366,6 +369,14 @@ def test_gradients_are_clipped_for_fused_optimizers(
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, images, labels, precision=precision)
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_gradients_of_float16_are_clipped_once_they_are_no_longer_scaled(images: Tensor, labels: Tensor) -> None:
+    model = mlp(optim={"_target_": "torch.optim.SGD", "lr": 1.0}, gradient_clip_val=0.01)
+    before = parameters_to_vector(model.parameters()).detach().clone()
+    fit(model, images, labels, plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024))])
+    change = (parameters_to_vector(model.parameters()) - before).norm()
+    assert 0.01 < change < 0.0301  # of three steps; 0.01 / 1024 each if what is clipped were still scaled
 
 
 class SaveInTheMiddle(L.Callback):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from litcifar.data import CIFAR10DataModule
-from litcifar.models import ConvPool
+from litcifar.models import ConvPool, conv_pool
 from litcifar.models.conv_pool import ConvPoolBlock, WhitenedStem
 from tests.conftest import bare_trainer
 
@@ -417,6 +417,14 @@ def test_whitened_responses_are_uncorrelated_and_of_size_one() -> None:
     stem, images = WhitenedStem(), coloured()
     stem.whiten(images)
     torch.testing.assert_close(second_moments(stem, images), torch.eye(12), rtol=0, atol=0.01)
+
+
+def test_many_pixels_are_whitened_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, some = WhitenedStem(), WhitenedStem()
+    at_once.whiten(coloured())
+    monkeypatch.setattr(conv_pool, "WHITENING_IMAGES", 0)
+    some.whiten(coloured())  # one by one
+    torch.testing.assert_close(at_once.conv.weight, some.conv.weight)
 
 
 def test_whitening_keeps_the_weight_frozen() -> None:

@@ -17,6 +17,16 @@ def _world_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2), (torch.float64, 1e-12)])
+def test_is_as_exact_as_its_input(dtype: torch.dtype, error: float) -> None:
+    nets = [nn.BatchNorm1d(5).to(dtype), synchronise(nn.Sequential(nn.BatchNorm1d(5).to(dtype)))]
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    outputs = [each(x) for each in nets]
+    assert outputs[1].dtype == dtype
+    torch.testing.assert_close(*outputs, rtol=error, atol=error)
+    torch.testing.assert_close(nets[0].running_var, nets[1][0].running_var, rtol=error, atol=error)  # type: ignore[index]
+
+
 @pytest.mark.parametrize("momentum", [0.3, None])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 4), (6, 5)])
 def test_is_torchs_own_with_gradients_and_running_statistics(shape: tuple[int, ...], momentum: float | None) -> None:

@@ -89,6 +89,13 @@ class Normalize(nn.Module):
         return rows.mul_(scale).add_(shift).view(images_BHWC.shape)
 
 
+class ChannelsFirst(nn.Module):
+    """[B, H, W, C] to [B, C, H, W]: a view, in channels_last memory format."""
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return x_BHWC.permute(0, 3, 1, 2)
+
+
 class MeanOfBatches(CatMetric):
     """The weighted mean of values [N], added up at once: the same to the last bit wherever it was interrupted.
 
@@ -149,7 +156,10 @@ class ImageClassifier(L.LightningModule):
         self.normalize = Normalize(mean, std, image_size)
         self.example_input_array = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
         metrics = MetricCollection(
-            {"acc": MulticlassAccuracy(len(self.classes), average="micro"), "loss": MeanOfBatches()}
+            {
+                "acc": MulticlassAccuracy(len(self.classes), average="micro"),
+                "loss": MeanOfBatches(),
+            }
         )
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -185,8 +195,6 @@ class ImageClassifier(L.LightningModule):
                 self.manual_backward(loss / self.accumulate_grad_batches, inputs=trained)
             if part + 1 < self.accumulate_grad_batches and number < len(turn):
                 continue
-            if self.gradient_clip_val is not None:
-                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
             optimizer.step()
             optimizer.zero_grad()
             torch.clear_autocast_cache()  # of the weights before the step
@@ -196,6 +204,11 @@ class ImageClassifier(L.LightningModule):
             if over or (self.interrupted and not several and not self.trainer.is_last_batch):
                 break
         return loss.detach()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradients; those of float16 are no longer scaled here."""
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def loss(self, images_BHWC: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
         """The loss that is minimised; labels are int64 [B], or probabilities [B, K] after mixup or cutmix.
@@ -405,7 +418,7 @@ class ImageClassifier(L.LightningModule):
         images_BHWC, labels_B = (self._share(whole) for whole in batch)
         logits_BK = self(images_BHWC).float()
         metrics["acc"].update(logits_BK, labels_B)
-        metrics["loss"].update(cross_entropy(logits_BK, labels_B)[None], weight=labels_B.new_tensor([len(labels_B)]))
+        metrics["loss"].update(cross_entropy(logits_BK, labels_B)[None], weight=labels_B.new_full((1,), len(labels_B)))
         return logits_BK
 
     def _log(self, metrics: MetricCollection) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litcifar.config import ParameterKind
-from litcifar.models.classifier import ACTIVATIONS, ClassifierOptions, ImageClassifier, initialise
+from litcifar.models.classifier import ACTIVATIONS, ChannelsFirst, ClassifierOptions, ImageClassifier, initialise
 
 WHITENING_IMAGES = 5_000  # and the epsilon: airbench, Keller Jordan 2024, arXiv 2404.00498, section 3.2
 WHITENING_EPSILON = 5e-4
@@ -228,17 +228,17 @@ class WhitenedStem(nn.Module):
     @torch.no_grad()
     def whiten(self, images_NCHW: Tensor) -> None:
         """Sets the filters to +-(eigenvectors / sqrt(eigenvalues + epsilon)) of the images' 2x2 patches."""
-        patches = images_NCHW.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
-        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        _, _, H, W = images_NCHW.shape
+        if images_NCHW.device.type == "mps":
+            images_NCHW = images_NCHW.cpu()  # it has no float64
+        at_once = max(1, WHITENING_IMAGES * 32 * 32 // (H * W))  # 1.4 GB of patches
+        sums = torch.zeros(12, 12, dtype=torch.float64, device=images_NCHW.device)
+        for some_NCHW in images_NCHW.split(at_once):
+            patches = some_NCHW.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
+            sums += patches.T @ patches
+        eigenvalues, eigenvectors = torch.linalg.eigh(sums / (len(images_NCHW) * (H - 1) * (W - 1)))
         filters = (eigenvectors / (eigenvalues + WHITENING_EPSILON).sqrt()).T.reshape(12, 3, 2, 2).flip(0)
         self.conv.weight.copy_(torch.cat([filters, -filters]))
-
-
-class ChannelsFirst(nn.Module):
-    """[B, H, W, C] to [B, C, H, W]: a view, in channels_last memory format."""
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return x_BHWC.permute(0, 3, 1, 2)
 
 
 class Scale(nn.Module):

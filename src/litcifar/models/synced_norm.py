@@ -33,8 +33,8 @@ class SyncedBatchNorm(_BatchNorm):
         others = [dim for dim in range(input.ndim) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(input.ndim)]
         with torch.autocast(input.device.type, enabled=False):
-            x = input.float()
-            count = x.new_tensor([x.numel() / x.shape[1]])
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            count = x.new_full((1,), x.numel() / x.shape[1])
             sums = _Sum.apply(torch.cat([x.sum(others), count]))
             count, mean_C = sums[-1], sums[:-1] / sums[-1]
             centred = x - mean_C.view(shape)
@@ -55,8 +55,8 @@ class SyncedBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean_C, weight)
-        self.running_var.lerp_(variance_C, weight)
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance_C.to(self.running_var.dtype), weight)
 
 
 def synchronise(net: nn.Module) -> nn.Module:

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 
 from litcifar.config import build, class_of
 from litcifar.errors import ConfigError
-from litcifar.models.classifier import ClassifierOptions, ImageClassifier
-
-
-class ChannelsFirst(nn.Module):
-    """[B, H, W, C] as [B, C, H, W]: a view."""
-
-    def forward(self, images_BHWC: Tensor) -> Tensor:
-        return images_BHWC.permute(0, 3, 1, 2)
+from litcifar.models.classifier import ChannelsFirst, ClassifierOptions, ImageClassifier
 
 
 class Wrapped(ImageClassifier):
