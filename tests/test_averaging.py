@@ -61,7 +61,7 @@ def test_ema_is_updated_after_each_step() -> None:
         torch.testing.assert_close(parameter.detach(), by_hand[name])
 
 
-@pytest.mark.parametrize("every", [4, 5])
+@pytest.mark.parametrize("every", [3, 4, 5])
 def test_lookahead_meets_the_weights_every_few_steps_and_at_the_end(every: int) -> None:
     model = mlp()
     recording = fit(model, Lookahead(every), epochs=2)

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from litcifar import export as export_module
 from litcifar import training
@@ -104,6 +105,16 @@ def test_without_its_data_a_network_is_checked_on_drawn_shapes(
     monkeypatch.setattr("litcifar.data.cifar10_files.is_present", lambda root: False)
     export(config(plain_run, "format=pt2", f"output={tmp_path}/net.pt2"))
     assert "on 500 drawn shapes: " in capsys.readouterr().out
+
+
+def test_too_few_test_images_give_way_to_drawn_shapes(tmp_path: Path) -> None:
+    for split, count in (("train", 5), ("test", 1)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / split / name / f"{number}.png")
+    config = train_config("data=image_folder", f"data.root={tmp_path}", "model=mlp")
+    assert export_module._images(config, 32)[1] == "drawn shapes"
 
 
 def test_a_file_that_answers_otherwise_is_not_written(

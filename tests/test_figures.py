@@ -11,11 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from torch import nn
 
 from litcifar import figures, style
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.evaluation import Evaluation
-from litcifar.models import MLP, ConvPool, ImageClassifier
+from litcifar.models import MLP, ConvPool, ImageClassifier, Wrapped
 from litcifar.report import size
 
 ROWS = [
@@ -295,11 +296,17 @@ def test_mixed_images_have_the_shares_of_both_classes() -> None:
     assert [figures.label_text(label, ["a", "b", "c"]) for label in labels] == ["75 % c\n25 % b", "a"]
 
 
+def drawn(model: ImageClassifier, **options: int) -> Figure:
+    figure = figures.first_layer(model, **options)
+    assert figure is not None
+    return figure
+
+
 def test_filters_are_scaled_about_grey() -> None:
     model = ConvPool(widths=[2, 3], image_size=8)
     with torch.no_grad():
         model.net[1][0].weight.zero_()[1, 2, 0, 1] = -0.5  # type: ignore[index]
-    (axes,) = figures.first_layer(model).axes
+    (axes,) = drawn(model).axes
     first, second = (np.asarray(image.get_array()) for image in axes.images)
     assert first.shape == (3, 3, 3)
     assert (first == 0.5).all()
@@ -312,13 +319,26 @@ def test_weight_images_are_those_of_the_largest_norms() -> None:
     with torch.no_grad():
         model.net[1].weight.copy_(torch.tensor([1.0, 4, 2, 3])[:, None] * torch.ones(4, 192))  # type: ignore[index]
         model.net[1].weight[1, 3] = -4  # type: ignore[index] # row 0, pixel 1, red
-    (axes,) = figures.first_layer(model, count=2).axes
+    (axes,) = drawn(model, count=2).axes
     first, second = (np.asarray(image.get_array()) for image in axes.images)
     assert first[0, 1].tolist() == [0, 1, 1]
     assert (second == 1).all()
     assert axes.texts[-1].get_text() == (
         "Weight images of the first layer, 8 x 8 x 3 (2 of 4, the largest norms first)"
     )
+
+
+def test_the_first_layer_of_a_users_own_network_is_drawn_where_it_takes_the_colours() -> None:
+    linear = nn.Linear(3 * 8 * 8, 10)
+    with torch.no_grad():
+        linear.weight.zero_()[:, 2 * 8 * 8 + 8 + 3] = (
+            1  # blue, row 1, column 3: a network of one's own gets [B, 3, H, W]
+        )
+    (axes,) = drawn(Wrapped(nn.Sequential(nn.Flatten(), linear), {}, image_size=8)).axes
+    assert np.asarray(axes.images[0].get_array())[1, 3].tolist() == [0.5, 0.5, 1]
+    assert figures.first_layer(Wrapped(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), {}, image_size=8)) is not None
+    others = (nn.Identity(), nn.Conv2d(1, 4, 3), nn.Conv2d(12, 4, 3), nn.Linear(7, 10))
+    assert [figures.first_layer(Wrapped(net, {}, image_size=8)) for net in others] == [None] * 4
 
 
 def test_names_are_cut_in_their_middle_to_the_width_that_is_drawn() -> None:
@@ -334,6 +354,6 @@ def test_names_are_cut_in_their_middle_to_the_width_that_is_drawn() -> None:
 
 
 def test_logistic_regression_has_a_weight_image_for_each_class() -> None:
-    (axes,) = figures.first_layer(MLP(hidden=[], image_size=8, classes=["cat", "dog"])).axes
+    (axes,) = drawn(MLP(hidden=[], image_size=8, classes=["cat", "dog"])).axes
     assert [text.get_text() for text in axes.texts[:2]] == ["cat", "dog"]
     assert len(axes.images) == 2

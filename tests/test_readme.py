@@ -5,6 +5,7 @@ import pickle
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litcifar import checkpoints
-from litcifar.config import DemoConfig
+from litcifar import checkpoints, training
+from litcifar.config import DemoConfig, train_config
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.models import Wrapped
 from litcifar.prediction import rows_of
@@ -65,6 +66,24 @@ def done(run, command: list[str], *further: str) -> Outcome:  # type: ignore[no-
     outcome = run(command[0].removeprefix("litcifar-"), *arguments, *further)
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def test_use(tmp_path: Path) -> None:
+    text = README.read_text().split("\n## Use\n")[1].split("\n## ")[0]
+    lines = [
+        line.strip() for line in text.splitlines() if line.startswith("    litcifar-train ") and "<time>" not in line
+    ]
+    assert len(lines) == 13
+    for line in lines:
+        command = shlex.split(line, comments=True)
+        seen = subprocess.run(
+            ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
+        ).stdout
+        assert seen.split("\0")[:-1] == command, "as bash reads it"
+        if "-m" not in command:
+            config = train_config(*command[1:])
+            if config.data.target != "litcifar.data.ImageFolderDataModule":  # its classes are its folders
+                training._try(training.new_model(config, checkpoints.data_of(config)), config)
 
 
 def test_make_it_yours(  # type: ignore[no-untyped-def]

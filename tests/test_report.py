@@ -140,8 +140,8 @@ def test_the_page_says_how_to_go_on(cnn: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = cnn
     texts = run_page(folder).texts
     assert "litcifar-train model=conv_pool 'data.root=a b' seed=0 trainer.max_epochs=2" in texts
-    assert f"litcifar-evaluate ckpt={folder}/best.ckpt" in texts
-    assert f"litcifar-train resume={folder} trainer.max_epochs=4" in texts
+    assert f"litcifar-evaluate 'ckpt={folder}/best.ckpt'" in texts  # its name has a space
+    assert f"litcifar-train 'resume={folder}' trainer.max_epochs=4" in texts
 
 
 def test_tensorboard_gets_the_same_files(cnn: tuple[Path, dict[str, Any]]) -> None:

@@ -183,6 +183,15 @@ def test_a_share_of_an_epoch_is_the_run_that_the_same_number_of_batches_is(compo
         assert same(result(tmp_path / folder), expected), folder
 
 
+def test_a_run_that_overfits_some_batches_is_validated_on_all_images(compose: Compose, tmp_path: Path) -> None:
+    some = ("trainer.overfit_batches=1", "data.eval_batch_size=10", "test=false", "tta=mirror")
+    metrics = training.train(compose("model=mlp", *some), tmp_path)  # with tta it is evaluated once more
+    asked = configuration.compose("evaluate", f"ckpt={tmp_path}", "split=val", "figures=false", "tta=none")
+    (answer,) = evaluate(check(asked, EvaluateConfig))
+    assert len(answer.labels_N) == 50
+    assert (answer.acc, answer.loss) == (metrics["val/acc"], metrics["val/loss"])
+
+
 def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Path) -> None:
     metrics = training.train(compose("model=mlp", "test=false"), tmp_path)
     assert metrics["test/acc"] is None

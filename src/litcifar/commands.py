@@ -26,9 +26,14 @@ train(check(config, TrainConfig), Path("again"))"""
 def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     """What can be done with a finished run."""
     folder = short(run_dir)
-    commands = {"results": folder, "evaluate": f"litcifar-evaluate ckpt={folder}/{BEST}"}
+    trust = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
+    commands = {"results": folder, "evaluate": shlex.join(["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trust])}
     if not planned(config):
-        commands["train on"] = f"litcifar-train resume={folder} trainer.max_epochs={2 * config.trainer.max_epochs}"
+        limits = {"max_epochs": 2 * config.trainer.max_epochs}
+        limits |= {"max_steps": -1} if config.trainer.max_steps != -1 else {}
+        more = [f"trainer.{key}={value}" for key, value in limits.items()]
+        more += ["trainer.max_time=null"] if config.trainer.max_time else []
+        commands["train on"] = shlex.join(["litcifar-train", f"resume={folder}", *trust, *more])
     return commands | {"compare": "litcifar-compare outputs"}
 
 
@@ -39,7 +44,7 @@ def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     return {
         "Reproduce": reproduce(config, run_dir),
         f"Resume, {where if planned(config) else 'with more epochs'}": known.get(
-            "train on", f"litcifar-train resume={short(run_dir)}"
+            "train on", shlex.join(["litcifar-train", f"resume={short(run_dir)}"])
         ),
         "Evaluate": known["evaluate"],
         "Compare with other runs": known["compare"],
@@ -54,7 +59,11 @@ def reproduce(config: TrainConfig, run_dir: Path) -> str:
     begun = flat(_noted(run_dir, "config"))
     later = {key: value for key, value in flat(plain(config)).items() if key.startswith("trainer.")}
     changed = [f"{key}={'null' if v is None else v}" for key, v in later.items() if begun.get(key, v) != v]
-    return shlex.join(["litcifar-train", *overrides, *changed])
+    overrides = [override for override in overrides if override != "sweep=optuna"]  # a trial is a run like others
+    question = ["-m"] if any(override.startswith("sweep=") for override in overrides) else []
+    if not question and not config.test and not any(override.startswith("test=") for override in overrides):
+        changed.append("test=false")  # as in any sweep
+    return shlex.join(["litcifar-train", *question, *overrides, *changed])
 
 
 def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str:

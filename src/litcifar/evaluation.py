@@ -190,7 +190,10 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
         tta = "" if result.tta_acc is None else f"  {result.split}/tta_acc {result.tta_acc:.4f} ({trained.tta})"
         console.print(f"{result.split}/acc {result.acc:.4f}  {result.split}/loss {result.loss:.4f}{tta}")
     print_answers(results[-1], console)
-    command = shlex.join(["litcifar-evaluate", f"ckpt={path}", f"split={config.split}"])
+    given = {"data.root": config.data.root, "data.verify": config.data.verify, "tta": config.tta}
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    options += [f"trust=[{','.join(config.trust)}]"] if config.trust else []
+    command = shlex.join(["litcifar-evaluate", f"ckpt={path}", f"split={config.split}", *options])
     facts = {
         "checkpoint": str(path),
         "epoch": str(checkpoint["epoch"] + 1),

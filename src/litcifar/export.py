@@ -89,7 +89,9 @@ def _images(trained: TrainConfig, size: int) -> tuple[Tensor, str]:
         if data.name == "shapes":
             raise DataError("drawing 60,000 of them takes seconds - draw some")
         data.setup()
-    except DataError:
+        if len(data.indices("test")) < 4:
+            raise DataError("too few to be batches of 1, of 2 and of more - draw some")
+    except (UserError, OSError):
         drawn, _ = shapes.draw(CHECKED, seed=1)
         nearest = np.arange(size) * drawn.shape[1] // size
         return torch.from_numpy(drawn[:, nearest][:, :, nearest].copy()), "drawn shapes"

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from litcifar.models import ImageClassifier
+from litcifar.models.classifier import ChannelsFirst
 from litcifar.style import BLUE, GREEN, GREY, RED, STYLE, styled
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ BINS = 15  # of confidence: torchmetrics' own number
 
 def of_answers(evaluation: "Evaluation", images_NHWC: Tensor, model: ImageClassifier) -> dict[str, Figure]:
     """All pictures of a network and its answers on a split, by name; the arguments are those of each."""
+    weights = first_layer(model)
     return {
         "confusion_matrix": confusion_matrix(evaluation),
         "per_class": per_class(evaluation),
         "mistakes": mistakes(evaluation, images_NHWC),
         "reliability": reliability(evaluation),
-        "first_layer": first_layer(model),
+        **({"first_layer": weights} if weights else {}),
     }
 
 
@@ -279,21 +281,32 @@ def label_text(label: Tensor, classes: Sequence[str]) -> str:
     return "\n".join(f"{100 * share:.0f} % {short(classes[k], 11)}" for share, k in named)
 
 
-def first_layer(model: ImageClassifier, count: int = 48) -> Figure:
+def first_layer(model: ImageClassifier, count: int = 48) -> Figure | None:
     """The weights of the first layer as images: its filters, or what each unit multiplies the pixels with.
 
-    Of more than `count`, those with the largest norms. Each is scaled by its largest absolute weight: grey is 0.
+    Of more than `count`, those with the largest norms. Each is scaled by its largest absolute weight: grey is 0. None
+    where the first layer, as a network of the user's own names them, does not take an image's three colours.
     """
-    layer, *others = (layer for layer in model.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
-    weight = layer.weight.detach().float().cpu()
+    layer, *others = (*(layer for layer in model.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), None)
     side = model.image_size
+    if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+        weight_NCHW = layer.weight
+    elif isinstance(layer, nn.Linear) and layer.in_features == 3 * side * side:
+        channels_first = isinstance(model.net, nn.Sequential) and isinstance(model.net[0], ChannelsFirst)
+        weight_NCHW = (
+            layer.weight.view(-1, 3, side, side)
+            if channels_first
+            else layer.weight.view(-1, side, side, 3).permute(0, 3, 1, 2)
+        )
+    else:
+        return None
     whole = isinstance(layer, nn.Linear)
-    weight_NHWC = weight.view(-1, side, side, 3) if whole else weight.permute(0, 2, 3, 1)
+    weight_NHWC = weight_NCHW.detach().float().cpu().permute(0, 2, 3, 1)
     N, height, width, _ = weight_NHWC.shape
     norm_N = weight_NHWC.flatten(1).norm(dim=1)
     shown = torch.arange(N) if count >= N else norm_N.argsort(descending=True, stable=True)[:count]
     largest = weight_NHWC[shown].abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    is_answer = not others  # logistic regression: a unit for each class
+    is_answer = others == [None]  # logistic regression: a unit for each class
     what = "Weight images of the classes" if is_answer else "Weight images" if whole else "Filters"
     of = "" if is_answer else " of the first layer"
     selected = f"{N}" if len(shown) == N else f"{len(shown)} of {N}, the largest norms first"

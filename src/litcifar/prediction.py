@@ -98,7 +98,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             named = [entry.path for entry in os.scandir(path) if not entry.name.startswith(".")]
         elif os.path.lexists(path) or not glob.has_magic(pattern):

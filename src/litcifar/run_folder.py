@@ -21,7 +21,7 @@ def find_checkpoint(path: str, name: str) -> Path:
     """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
     if re.match(r"\w{2,}://", path):  # one letter is a drive of Windows
         raise CheckpointError(f"'{path}' is an address, and nothing is loaded from the network - download it first")
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))  # as it is where there is no such user
     if found.is_dir():
         found = found / name
     if found.is_file():
@@ -57,7 +57,7 @@ def check_writable(folder: Path, key: str) -> None:
 
 def output_file(path: str, overwrite: bool) -> Path:
     """Where a result goes; ConfigError where something is there already that may not be replaced."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if os.path.lexists(file) and not (overwrite and file.is_file()):
         way_out = "set overwrite=true, or give another output" if file.is_file() else "give another output"
         raise ConfigError(f"'{file}' is there already - {way_out}")

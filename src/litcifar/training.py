@@ -200,7 +200,9 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
         "epochs": len(rows),
         "train_seconds": seconds,
         "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds,
-        "overhead": 1 - sum(row["step_seconds"] for row in timed) / sum(row["seconds"] for row in timed),
+        "overhead": (
+            1 - sum(row["step_seconds"] for row in timed) / sum(row["seconds"] for row in timed) if timed else None
+        ),
     }
 
 
@@ -307,11 +309,12 @@ def _try(model: ImageClassifier, config: TrainConfig) -> None:
 def _say_end(console: Console, metrics: dict[str, Any], next_commands: dict[str, str], seconds: float) -> None:
     say = console.print
     accuracy = ", ".join(_accuracy(metrics, split) for split in ("val", "test") if metrics[f"{split}/acc"] is not None)
+    overhead = metrics["overhead"]
+    beside = "" if overhead is None else f", {100 * overhead:.1f} % of it outside forward, backward and step"
     say(
         f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
         f"in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
-        f"{metrics['images_per_second']:,.0f} images/s, "
-        f"{100 * metrics['overhead']:.1f} % of it outside forward, backward and step)",
+        f"{metrics['images_per_second']:,.0f} images/s{beside})",
     )
     if metrics["substituted"]:
         say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
