@@ -322,21 +322,21 @@ def _overrides(settings: Any) -> list[str]:
 
 
 def _changed(config: Any, asked: list[str]) -> tuple[str, ...]:
-    """The keys of a TrainConfig that were asked for.
+    """The keys of a TrainConfig that were asked for; by trainer=..., which stands for one process or several, those.
 
     Of a resumed run also those that differ from the usual by a choice such as experiment=..., which has no keys of its
-    own; of trainer=... those alone.
+    own.
     """
     keys = flat(config.model_dump(by_alias=True))
     of_name = {name: [key for key in keys if key == name or key.startswith(f"{name}.")] for name in asked}
-    choices = [name for name, of in of_name.items() if not of or name == "trainer"]
-    changed = {key for name, of in of_name.items() if name not in choices for key in of}
-    if config.resume and choices:
+    if "trainer" in of_name:
+        of_name["trainer"] = ["trainer.strategy", "trainer.devices"]
+    changed = {key for of in of_name.values() for key in of}
+    if config.resume and not all(of_name.values()):
         from litcifar.config import plain, train_config
 
         usual = flat(plain(train_config()))
-        differing = {key for key, value in keys.items() if key not in usual or usual[key] != value}
-        changed |= {key for key in differing if choices != ["trainer"] or key.startswith("trainer.")}
+        changed |= {key for key, value in keys.items() if key not in usual or usual[key] != value}
     return tuple(key for key in keys if key in changed)
 
 
