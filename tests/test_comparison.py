@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from litcifar import training
+from litcifar import pairing, training
 from litcifar.comparison import compare
 from litcifar.leaderboard import find_runs, rank
 from litcifar.page import cost_charts, curves_of, names_of, si
@@ -177,6 +177,20 @@ def test_two_runs_are_compared_image_by_image(
     (tmp_path / "b" / "best.ckpt").unlink()
     compare([tmp_path / "a", tmp_path / "b"])
     assert "no paired test: no checkpoint" in capsys.readouterr().out
+
+
+def test_a_paired_test_that_fails_costs_no_leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "own.npy")
+
+    for name in "ab":
+        write_run(tmp_path / name, 1)
+    monkeypatch.setattr(pairing, "paired", fails)
+    compare([tmp_path / "a", tmp_path / "b"])
+    assert "no paired test: [Errno 2] No such file or directory: 'own.npy' - put it there" in capsys.readouterr().out
+    assert (tmp_path / "a" / "leaderboard.csv").is_file()
 
 
 def test_runs_on_different_images_are_not_compared(

@@ -89,6 +89,10 @@ def test_it_ends_where_the_loss_explodes_and_the_training_after_it_is_another_ma
     assert same(weights(tmp_path / "without")["state_dict"], weights(tmp_path / "after")["state_dict"])
 
 
+def test_an_epoch_of_one_step_is_enough(compose: Compose, tmp_path: Path) -> None:
+    assert find_learning_rate(compose("model=mlp", "model.hidden=[8]", "data.batch_size=150"), tmp_path) > 0
+
+
 def test_any_schedule_gives_way(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one whose groups end early."""
     monkeypatch.setattr(range_test, "DIVERGED", 0.0)  # after the first step
