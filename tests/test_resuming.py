@@ -120,7 +120,7 @@ def test_amid_an_epoch_its_length_stays(compose: Compose, tmp_path: Path) -> Non
     stop(compose("model=mlp"), tmp_path, 6)
     for key in ("limit_train_batches=4", "accumulate_grad_batches=2", "overfit_batches=2"):
         with pytest.raises(
-            ConfigError, match=rf"^trainer\.{key[:-2]}: '.+last\.ckpt' is of amid an epoch - go on without"
+            ConfigError, match=rf"^trainer\.{key[:-2]}: '.+last\.ckpt' was saved amid an epoch - go on without"
         ):
             training.train(compose("model=mlp", f"trainer.{key}"), tmp_path)
 

@@ -37,7 +37,7 @@ def continued(
         )
     if _is_amid_an_epoch(checkpoint) and not LENGTHS.isdisjoint(different):
         keys = ", ".join(sorted(LENGTHS.intersection(different)))
-        raise ConfigError(f"{keys}: '{path}' is of amid an epoch - go on without a change until that ends")
+        raise ConfigError(f"{keys}: '{path}' was saved amid an epoch - go on without a change until that ends")
     if planned(saved) and not STEPS.isdisjoint(different):
         raise ConfigError(
             f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
@@ -82,7 +82,9 @@ def finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
         return None
     before, now = metrics["config"]["trainer"], plain(config.trainer)
     limits = ("max_steps", "max_time")  # beside the epochs: whether they or these have ended the run, it may go on
-    same_length = before["max_epochs"] >= now["max_epochs"] and all(before[key] == now[key] for key in limits)
+    same_length = before["max_epochs"] >= now["max_epochs"] and all(
+        before.get(key, now[key]) == now[key] for key in limits
+    )
     tested = metrics["test/acc"] is not None or not config.test
     augmented = config.tta in ("none", metrics.get("tta"))
     drawn = not config.figures or (run_dir / REPORT).is_file()

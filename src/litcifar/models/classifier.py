@@ -156,10 +156,7 @@ class ImageClassifier(L.LightningModule):
         self.normalize = Normalize(mean, std, image_size)
         self.example_input_array = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
         metrics = MetricCollection(
-            {
-                "acc": MulticlassAccuracy(len(self.classes), average="micro"),
-                "loss": MeanOfBatches(),
-            }
+            {"acc": MulticlassAccuracy(len(self.classes), average="micro"), "loss": MeanOfBatches()}
         )
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
