@@ -331,9 +331,8 @@ def test_weight_images_are_those_of_the_largest_norms() -> None:
 def test_the_first_layer_of_a_users_own_network_is_drawn_where_it_takes_the_colours() -> None:
     linear = nn.Linear(3 * 8 * 8, 10)
     with torch.no_grad():
-        linear.weight.zero_()[:, 2 * 8 * 8 + 8 + 3] = (
-            1  # blue, row 1, column 3: a network of one's own gets [B, 3, H, W]
-        )
+        # Blue, row 1, column 3: a network of one's own gets [B, 3, H, W].
+        linear.weight.zero_()[:, 2 * 8 * 8 + 8 + 3] = 1
     (axes,) = drawn(Wrapped(nn.Sequential(nn.Flatten(), linear), {}, image_size=8)).axes
     assert np.asarray(axes.images[0].get_array())[1, 3].tolist() == [0.5, 0.5, 1]
     assert figures.first_layer(Wrapped(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), {}, image_size=8)) is not None

@@ -68,7 +68,7 @@ def done(run, command: list[str], *further: str) -> Outcome:  # type: ignore[no-
     return outcome
 
 
-def test_use(tmp_path: Path) -> None:
+def test_use() -> None:
     text = README.read_text().split("\n## Use\n")[1].split("\n## ")[0]
     lines = [
         line.strip() for line in text.splitlines() if line.startswith("    litcifar-train ") and "<time>" not in line

@@ -1,6 +1,7 @@
 """The commands that a run tells its user: what can be done with it, and how it is made again."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,13 @@ train(check(config, TrainConfig), Path("again"))"""
 def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     """What can be done with a finished run."""
     folder = short(run_dir)
-    trust = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
-    commands = {"results": folder, "evaluate": shlex.join(["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trust])}
+    evaluate = ["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trusting(config.trust)]
+    commands = {"results": folder, "evaluate": shlex.join(evaluate)}
     if not planned(config):
-        limits = {"max_epochs": 2 * config.trainer.max_epochs}
-        limits |= {"max_steps": -1} if config.trainer.max_steps != -1 else {}
-        more = [f"trainer.{key}={value}" for key, value in limits.items()]
+        more = [f"trainer.max_epochs={2 * config.trainer.max_epochs}"]
+        more += ["trainer.max_steps=-1"] if config.trainer.max_steps != -1 else []
         more += ["trainer.max_time=null"] if config.trainer.max_time else []
-        commands["train on"] = shlex.join(["litcifar-train", f"resume={folder}", *trust, *more])
+        commands["train on"] = _resume(config, run_dir, *more)
     return commands | {"compare": "litcifar-compare outputs"}
 
 
@@ -43,9 +43,7 @@ def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     where = f"where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
     return {
         "Reproduce": reproduce(config, run_dir),
-        f"Resume, {where if planned(config) else 'with more epochs'}": known.get(
-            "train on", shlex.join(["litcifar-train", f"resume={short(run_dir)}"])
-        ),
+        f"Resume, {where if planned(config) else 'with more epochs'}": known.get("train on", _resume(config, run_dir)),
         "Evaluate": known["evaluate"],
         "Compare with other runs": known["compare"],
     }
@@ -77,6 +75,15 @@ def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str
         if override.lstrip("+").partition("=")[0] not in ("tune", *rates)
     ]
     return shlex.join(["litcifar-train", *kept, *(f"{key}={rate * factor:.2g}" for key, rate in rates.items())])
+
+
+def trusting(trust: Sequence[str]) -> list[str]:
+    """The argument, if any, that names the packages of a user's own."""
+    return [f"trust=[{','.join(trust)}]"] if trust else []
+
+
+def _resume(config: TrainConfig, run_dir: Path, *more: str) -> str:
+    return shlex.join(["litcifar-train", f"resume={short(run_dir)}", *trusting(config.trust), *more])
 
 
 def _overrides(run_dir: Path) -> list[str] | None:

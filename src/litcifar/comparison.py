@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from litcifar import run_folder, style, sweeps
-from litcifar.errors import CheckpointError, UserError, explained
+from litcifar.errors import CheckpointError, explained
 from litcifar.leaderboard import Row, count, find_runs, rank, table, write_csv
 from litcifar.page import ANSWER, SEARCH_CHARTS, answer_chart, search_charts, write_page
 from litcifar.run_folder import METRICS
@@ -83,7 +83,5 @@ def _paired_words(folders: Sequence[Path], data_root: str | None, trust: Sequenc
     names = ", ".join(f"{letter} = {folder}" for letter, folder in zip("AB", folders, strict=True))
     try:
         return f"{names}: {paired(folders, data_root, trust).words()}"
-    except (
-        Exception
-    ) as error:  # of a data set or a network of the user's own too: the leaderboard is still to be written
-        return f"no paired test: {error if isinstance(error, UserError) else explained(error)}"
+    except Exception as error:  # of a user's own data set or network too: the leaderboard is still to be written
+        return f"no paired test: {explained(error)}"

@@ -77,7 +77,9 @@ def require(what: str, *packages: str, extra: str) -> None:
 
 
 def explained(error: BaseException) -> UserError:
-    """What a user is told of an error that is none of these: what the machine or a value is to blame for, or a bug."""
+    """What a user is told of an error: of one that is none of these, what machine or value is to blame, or a bug."""
+    if isinstance(error, UserError):
+        return error
     kind, text = type(error).__name__, " ".join(str(error).split())
     known = [(what, todo) for words, what, todo in REASONS if words in text]
     result: UserError

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from litcifar import checkpoints, device, figures, memory, run_folder
+from litcifar import checkpoints, commands, device, figures, memory, run_folder
 from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -192,8 +192,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     print_answers(results[-1], console)
     given = {"data.root": config.data.root, "data.verify": config.data.verify, "tta": config.tta}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    options += [f"trust=[{','.join(config.trust)}]"] if config.trust else []
-    command = shlex.join(["litcifar-evaluate", f"ckpt={path}", f"split={config.split}", *options])
+    arguments = [f"ckpt={path}", f"split={config.split}", *options, *commands.trusting(config.trust)]
+    command = shlex.join(["litcifar-evaluate", *arguments])
     facts = {
         "checkpoint": str(path),
         "epoch": str(checkpoint["epoch"] + 1),

@@ -287,7 +287,8 @@ def first_layer(model: ImageClassifier, count: int = 48) -> Figure | None:
     Of more than `count`, those with the largest norms. Each is scaled by its largest absolute weight: grey is 0. None
     where the first layer, as a network of the user's own names them, does not take an image's three colours.
     """
-    layer, *others = (*(layer for layer in model.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), None)
+    layers = [layer for layer in model.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    layer = layers[0] if layers else None
     side = model.image_size
     if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
         weight_NCHW = layer.weight
@@ -306,7 +307,7 @@ def first_layer(model: ImageClassifier, count: int = 48) -> Figure | None:
     norm_N = weight_NHWC.flatten(1).norm(dim=1)
     shown = torch.arange(N) if count >= N else norm_N.argsort(descending=True, stable=True)[:count]
     largest = weight_NHWC[shown].abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    is_answer = others == [None]  # logistic regression: a unit for each class
+    is_answer = len(layers) == 1  # logistic regression: a unit for each class
     what = "Weight images of the classes" if is_answer else "Weight images" if whole else "Filters"
     of = "" if is_answer else " of the first layer"
     selected = f"{N}" if len(shown) == N else f"{len(shown)} of {N}, the largest norms first"

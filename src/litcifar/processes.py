@@ -93,6 +93,6 @@ def _process(number: int, function: Any, arguments: Any, count: int, port: int, 
             signals.unblock()
             answer = function(*arguments)
     except (Exception, Interrupted) as error:
-        answer = error if isinstance(error, UserError | Interrupted) else explained(error)
+        answer = error if isinstance(error, Interrupted) else explained(error)
         answer.add_note(f"In process {number}:\n{traceback.format_exc()}")  # a traceback cannot be sent
     answers.put((number, answer))

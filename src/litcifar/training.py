@@ -216,9 +216,8 @@ def _trainer(
 ) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
     cuda = device.uses_cuda(config)
-    options |= {"precision": precision, "benchmark": device.autotuned(config, cuda)}
-    options |= {"accelerator": device.chosen(config.trainer.accelerator)}
-    options |= {"enable_progress_bar": False}  # `History` has one
+    options |= {"accelerator": device.chosen(config.trainer.accelerator), "benchmark": device.autotuned(config, cuda)}
+    options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
     several = ranks.world_size() > 1  # one process is one, whatever SLURM_NTASKS says
     options |= {"devices": ranks.local_world_size(), "strategy": "ddp" if several else "auto"}
     environment = TorchElasticEnvironment() if several else LightningEnvironment()
