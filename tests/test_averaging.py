@@ -61,6 +61,30 @@ def test_ema_is_updated_after_each_step() -> None:
         torch.testing.assert_close(parameter.detach(), by_hand[name])
 
 
+def test_ema_averages_batch_norms_statistics() -> None:
+    model = ConvPool(widths=(4,), norm="conv", image_size=4)
+    seen: list[Tensor] = []
+
+    def mean() -> Tensor:
+        norm = next(layer for layer in model.net.modules() if isinstance(layer, nn.BatchNorm2d))
+        assert norm.running_mean is not None
+        return norm.running_mean
+
+    class Means(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(lambda *_: seen.append(mean().clone()))
+
+    average = EMA(decay=0.9)
+    bare = bare_trainer(1, callbacks=[Means(), average])
+    images = torch.randint(0, 256, (10, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(10)))
+    bare.fit(model, loader, loader)
+    by_hand = seen[0]
+    for step in seen[1:]:
+        by_hand = 0.9 * by_hand + 0.1 * step
+    torch.testing.assert_close(mean(), by_hand)
+
+
 @pytest.mark.parametrize("every", [3, 4, 5])
 def test_lookahead_meets_the_weights_every_few_steps_and_at_the_end(every: int) -> None:
     model = mlp()

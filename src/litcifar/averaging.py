@@ -6,17 +6,38 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from litcifar.models import ImageClassifier
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's exponential moving average; its own callback is called once a turn, and a turn is many steps."""
+    """Lightning's exponential moving average, from the first step's weights on; of batch norm's running statistics too.
+
+    Its own callback is called once a turn, and a turn is many steps; torch's own update waits for a GPU in each.
+    """
+
+    def __init__(self, decay: float, device: str | None = None) -> None:
+        super().__init__(decay=decay, device=device)
+        self.decay = decay
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._average_model is not None
+        average, weights = (
+            [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+            for module in (self._average_model.module, pl_module)
+        )
+        blend, count = get_ema_multi_avg_fn(self.decay), self._average_model.n_averaged
+        has_begun = bool(count > 0)
+
         def update(*_: Any) -> None:
-            assert self._average_model is not None
-            self._average_model.update_parameters(pl_module)
+            nonlocal has_begun
+            if has_begun:
+                blend(average, weights, count)
+            else:
+                torch._foreach_copy_(average, weights)
+                has_begun = True
+            count.add_(1)
 
         trainer.optimizers[0].register_step_post_hook(update)
 

@@ -473,6 +473,13 @@ def test_progressive_resizing_follows_the_progress_of_the_run(make: Make) -> Non
     assert sides == [8] * 3 + [16] * 3 + [32] * 6
 
 
+def test_progressive_resizing_follows_the_steps_where_they_end_the_run(make: Make) -> None:
+    data, recorder = make(batch_size=50, augment={"resolution": {8: 0.25, 16: 0.5}}), Recorder()
+    bare_trainer(9, max_steps=8).fit(recorder, datamodule=data)  # 3 batches an epoch
+    sides = [images.shape[1] for epoch in recorder.epochs for images, _ in epoch]
+    assert sides[:8] == [8] * 2 + [16] * 2 + [32] * 4  # this module counts no steps, so the run goes on
+
+
 # --- Fingerprint and reading
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 
 from litcifar.data import CIFAR10DataModule
 from litcifar.models import ConvPool, conv_pool
-from litcifar.models.conv_pool import ConvPoolBlock, WhitenedStem
+from litcifar.models.conv_pool import ConvPoolBlock, GlobalAvgPool2d, GlobalMaxPool2d, WhitenedStem
 from tests.conftest import bare_trainer
 
 # Lightning compares the loaders' workers with the processors, but these images are in memory.
@@ -147,7 +147,7 @@ def test_network_is_stem_blocks_global_pool_head_scale() -> None:
         *stem,
         "ConvPoolBlock",
         "ConvPoolBlock",
-        "AdaptiveMaxPool2d",
+        "GlobalMaxPool2d",
         "Flatten",
         *hidden,
         *hidden,
@@ -213,6 +213,7 @@ def test_images_become_channels_first_without_a_copy(images: Tensor) -> None:
         ({"pool": "none"}, 32 * 32),
         ({"padding": "valid", "pool_position": "first_conv", "convs": 2}, 3 * 3),  # 30, 15, 13; 11, 5, 3
         ({"stem": "whitened"}, 7 * 7),  # 31, 15, 7
+        ({"stem": "whitened", "stem_stride": 2}, 4 * 4),  # 16, 8, 4
         ({"global_pool": "max"}, 1),
         ({"global_pool": "average"}, 1),
         ({"image_size": 23}, 5 * 5),
@@ -310,6 +311,26 @@ def test_global_pool_is_over_all_positions(images: Tensor, pool: Any, reduce: An
     channels_first, block, *_, head = layers(model.net)
     by_hand = head(reduce(block(channels_first(model.normalize(images))), (2, 3)))
     torch.testing.assert_close(model(images), by_hand)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [(GlobalMaxPool2d(), nn.AdaptiveMaxPool2d(1)), (GlobalAvgPool2d(), nn.AdaptiveAvgPool2d(1))],
+    ids=["max", "average"],
+)
+def test_global_pools_are_torchs_adaptive_ones_to_the_bit(
+    ours: nn.Module, torchs: nn.Module, dtype: torch.dtype
+) -> None:
+    """Small whole numbers, so that the maximum is there twice: its gradient goes to the first."""
+    numbers = torch.randint(0, 4, (6, 8, 3, 3), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for pool in (ours, torchs):
+        x = numbers.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+        pooled = pool(x)
+        pooled.square().sum().backward()
+        gradients.append((pooled, x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("convs", [2, 3])

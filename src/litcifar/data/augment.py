@@ -216,7 +216,7 @@ def _resize(images_BHWC: Tensor, side: int) -> Tensor:
     if images_BHWC.shape[1] == side:
         return images_BHWC
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
-    if images_BHWC.is_cuda:  # torch resizes bytes on a CPU only, there five times as fast as numbers
+    if images_BHWC.device.type != "cpu":  # torch resizes bytes on a CPU only, there five times as fast as numbers
         images_BCHW = images_BCHW.float()
     smaller_BCHW = F.interpolate(images_BCHW, (side, side), mode="bilinear", antialias=True)
     return smaller_BCHW.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -165,14 +165,15 @@ class ImageDataModule(L.LightningDataModule):
         self._place = Place(**state_dict)
 
     def val_dataloader(self) -> DataLoader:
-        return self._eval_loader("val")
+        return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_loader("test")
+        return self.loader("test")
 
     def loader(self, split: str) -> DataLoader:
         """Batches of `train`, `val` or `test` in a fixed order, without augmentation."""
-        return self._eval_loader(split)
+        images, labels, indices = self._sets[split]
+        return self._loader(Images(images, labels), indices.split(self.eval_batch_size), 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """The augmented batches of a turn; other batches as they are."""
@@ -181,7 +182,10 @@ class ImageDataModule(L.LightningDataModule):
         images_THWC, labels_T, indices_T, epoch, first = batch
         assert self.augment is not None
         assert self.trainer is not None
+        epochs: float
         epochs, batches = self.trainer.max_epochs or 1, self.train_batches
+        if self.trainer.max_steps != -1:
+            epochs = min(epochs, self.trainer.max_steps * _accumulate(self.trainer) / batches)
         parts = zip(*(whole.split(self.batch_size) for whole in (images_THWC, labels_T, indices_T)), strict=True)
         turn = []
         for step, (images_BHWC, labels_B, indices_B) in enumerate(parts, first):
@@ -240,10 +244,6 @@ class ImageDataModule(L.LightningDataModule):
     def _turns(self, trainer: L.Trainer | None) -> "Turns":
         indices, counts = self._sets["train"][2], (self.train_batches, self._all_train_batches)
         return Turns(indices, self.batch_size, *counts, self._order_seed, trainer, self._place if trainer else Place())
-
-    def _eval_loader(self, split: str) -> DataLoader:
-        images, labels, indices = self._sets[split]
-        return self._loader(Images(images, labels), indices.split(self.eval_batch_size), 0)
 
     def _loader(self, images: "Images", batches: Any, num_workers: int) -> DataLoader:
         return Loader(
