@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from PIL import Image
 
 from litcifar import cli, run_folder
@@ -240,7 +241,7 @@ def test_no_gpu_is_exit_code_6(run, tiny: list[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = run(TRAIN, *tiny, "trainer.accelerator=gpu")
     assert outcome.code == 6
-    assert outcome.err == "error: trainer.accelerator=gpu: no GPU was found - use auto\n"
+    assert outcome.err == "error: accelerator=gpu: none was found - use auto\n"
 
 
 @pytest.mark.parametrize("place", ["hydra.run.dir=file/run", "hydra.sweep.dir=file/sweep"])
@@ -263,6 +264,44 @@ def test_a_second_process_in_a_runs_folder_is_refused(  # type: ignore[no-untype
     assert outcome.code == 2
     assert "another process trains in" in outcome.err
     assert not list(tmp_path.rglob("*.ckpt"))
+    assert (tmp_path / "run" / run_folder.LOCK).is_file()  # of the first, which goes on in it
+
+
+def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    sweep = [*tiny, "-m", "model=mlp", "seed=0,1", "hydra.sweep.dir=sweep"]
+    assert run(TRAIN, *sweep).code == 0
+    first = next((tmp_path / "sweep").glob("*seed0"))
+    with run_folder.claimed(first):
+        outcome = run(TRAIN, *sweep)
+    assert outcome.code == 2
+    assert outcome.err.count("another process trains in") == 1
+    assert not list((tmp_path / "sweep").rglob("error.txt"))
+
+
+def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep" / "leaderboard.csv").mkdir(parents=True)
+    outcome = run(TRAIN, *tiny, "-m", "model=mlp", "optim.lr=1e-3,1e30", "hydra.sweep.dir=sweep")
+    assert outcome.code == 6
+    assert outcome.err.count("error: ") == 2
+    assert "1_mlp_seed0: the loss became infinite or NaN" in outcome.err
+    assert "cannot write 'sweep/leaderboard.csv'" in outcome.err
+
+
+def test_a_sweep_does_not_go_on_with_a_run(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+    run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
+    outcome = run(TRAIN, "-m", "resume=run", "trainer.max_epochs=2,3")
+    assert outcome.code != 0
+    assert "a resumed run goes on in its own folder - leave out -m" in outcome.err
+
+
+def test_a_launcher_without_its_package_is_named_with_how_to_install_it() -> None:
+    error = HydraException("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.")
+    assert cli._composition_error(error, TRAIN) == "hydra/launcher=slurm needs submitit - pip install 'litcifar[slurm]'"
 
 
 def test_a_sweep_without_jobs_is_refused(run) -> None:  # type: ignore[no-untyped-def]

@@ -27,7 +27,7 @@ from PIL import Image
 from litcifar import cli, training
 from litcifar import demo as demo_module
 from litcifar.checkpoints import config_of, model_of, read
-from litcifar.config import DemoConfig, check, train_config
+from litcifar.config import DemoConfig, WhereConfig, check, train_config
 from litcifar.data import cifar10_archive, cifar10_files
 from litcifar.demo import answer, demo, examples_of, known_of, png_of
 from litcifar.errors import MachineError
@@ -148,7 +148,7 @@ def test_examples_are_the_first_test_images_of_each_class(run: Path, tiny_cifar1
 
 def test_examples_of_shapes_and_of_some_classes() -> None:
     trained = train_config("data=shapes", "data.classes=[star,ring]")
-    where = DemoConfig.Where(root=None, verify=None)
+    where = WhereConfig(root=None, verify=None)
     examples = examples_of({}, trained, where)
     assert examples.labels == ["star"] * 15 + ["ring"] * 15
     assert examples.images_NHWC.dtype == np.uint8

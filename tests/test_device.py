@@ -43,9 +43,20 @@ def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatc
 
 
 def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [device.chosen(name) for name in ("auto", "cpu", "mps")] == ["cpu", "cpu", "mps"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [device.chosen(name) for name in ("auto", "cpu", "gpu")] == ["cuda", "cpu", "gpu"]
+    found = dict[str, bool]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found.get("cuda", False))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found.get("mps", False))
+    for there, chosen, missing in (
+        ({}, {"auto": "cpu", "cpu": "cpu"}, ("gpu", "cuda", "mps")),
+        ({"mps": True}, {"auto": "cpu", "cpu": "cpu", "gpu": "mps", "mps": "mps"}, ("cuda",)),
+        ({"cuda": True}, {"auto": "cuda", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}, ("mps",)),
+    ):
+        found.clear()
+        found.update(there)
+        assert {name: device.chosen(name) for name in chosen} == chosen
+        for name in missing:
+            with pytest.raises(MachineError, match=f"accelerator={name}: none was found - use auto"):
+                device.chosen(name)
 
 
 def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose: Compose, tmp_path: Path) -> None:
@@ -74,7 +85,7 @@ def test_cudnn_tries_out_its_convolutions_on_a_gpu(
     ("overrides", "error", "message"),
     [
         (["trainer.num_nodes=2"], ConfigError, "torchrun starts"),
-        (["trainer.accelerator=gpu"], MachineError, "no GPU"),
+        (["trainer.accelerator=gpu"], MachineError, "accelerator=gpu: none was found"),
     ],
 )
 def test_what_cannot_be_started_is_refused(

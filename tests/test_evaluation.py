@@ -9,10 +9,10 @@ import torch
 
 from litcifar import training
 from litcifar.checkpoints import model_of, read
-from litcifar.config import EvaluateConfig, TrainConfig, check
+from litcifar.config import EvaluateConfig, TrainConfig, check, train_config
 from litcifar.data import CIFAR10DataModule
 from litcifar.data.cifar10_files import CLASSES
-from litcifar.errors import MachineError
+from litcifar.errors import ConfigError, DataError, MachineError
 from litcifar.evaluation import Evaluation, evaluate
 from litcifar.keys import compose
 from litcifar.models import ImageClassifier
@@ -182,6 +182,27 @@ def test_other_images_than_those_of_training_are_noticed(
     shutil.copy(folder / "data_batch_1", folder / "data_batch_2")
     evaluate(config(tmp_path / "run", f"data.root={tmp_path / 'other'}"))
     assert "not the images that it was trained on" in capsys.readouterr().out
+
+
+def test_images_of_other_classes_are_refused(tmp_path: Path, tiny_image_folder: Path) -> None:
+    own = ["data=image_folder", f"data.root={tiny_image_folder}", "data.val_size=10", "logger=none", "figures=false"]
+    training.train(train_config("model=mlp", "trainer.max_epochs=1", *own), tmp_path / "run")
+    other = tmp_path / "images"
+    shutil.copytree(tiny_image_folder, other)
+    for split in ("train", "test"):
+        (other / split / "blue").rename(other / split / "sky")
+    with pytest.raises(DataError, match="classes of these images are red, sky, the network's blue, red - give"):
+        evaluate(config(tmp_path / "run", f"data.root={other}"))
+    with pytest.raises(
+        ConfigError, match=r"data\.verify=False: the run's data set, ImageFolder, has no such key - leave"
+    ):
+        evaluate(config(tmp_path / "run", "data.verify=false"))
+
+
+def test_a_device_that_is_not_there_is_refused(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    with pytest.raises(MachineError, match="accelerator=gpu: none was found - use auto"):
+        evaluate(config(tmp_path, "accelerator=gpu"))
 
 
 def test_scores_of_each_class_and_the_confusion_matrix_by_hand() -> None:

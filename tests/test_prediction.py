@@ -18,7 +18,7 @@ from litcifar.data import image_file
 from litcifar.errors import CheckpointError, ConfigError, MachineError
 from litcifar.keys import compose
 from litcifar.models import ImageClassifier
-from litcifar.prediction import Row, device_of, find_images, line, predict, printable, rows_of, text_of
+from litcifar.prediction import Row, find_images, line, predict, printable, rows_of, text_of
 from litcifar.tta import mean_logits
 from tests.data.test_image_file import png_header
 
@@ -354,18 +354,6 @@ def test_a_line_has_its_columns() -> None:
     assert line(row, 7, 4) == "a.png    cat   98.77 %  dog    1.00 %  (the first frame of several)"
     assert line(Row("b", [], error="is empty"), 3, 4) == "b    error: is empty"
     assert text_of(Path(os.fsdecode(b"\xe9.png"))) == "\\xe9.png"
-
-
-def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
-    assert device_of("auto") == device_of("cpu") == torch.device("cpu")
-    for accelerator in ("gpu", "cuda", "mps"):
-        with pytest.raises(MachineError, match=f"accelerator={accelerator}: none was found - use auto"):
-            device_of(accelerator)
-    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("mps"))
-    assert device_of("auto") == device_of("gpu") == device_of("mps") == torch.device("mps")
-    with pytest.raises(MachineError):
-        device_of("cuda")
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 from litcifar import training
 from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
-from litcifar.data import ShapesDataModule, datamodule
-from litcifar.errors import ConfigError
+from litcifar.data import CIFAR10DataModule, ShapesDataModule, datamodule
+from litcifar.errors import ConfigError, DataError
 from litcifar.keys import flat
 from litcifar.run_folder import read_metrics, write_metrics
 from tests.conftest import Compose
@@ -158,7 +158,7 @@ def test_a_schedule_that_was_planned_for_the_run_cannot_be_prolonged(
     training.train(compose("model=mlp", "scheduler=triangular"), tmp_path)
     assert "train on" not in capsys.readouterr().out
     longer = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
-    with pytest.raises(ConfigError, match="planned for 2 epochs"):
+    with pytest.raises(ConfigError, match="planned by its scheduler for 2 epochs"):
         training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
 
 
@@ -174,3 +174,73 @@ def test_a_folder_with_another_run_is_refused(compose: Compose, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"model\.hidden=\[9\]"):
         training.train(compose("model=mlp", "model.hidden=[9]"), tmp_path)
     assert same(before["state_dict"], weights(tmp_path)["state_dict"])
+
+
+def test_a_run_whose_last_checkpoint_was_deleted_is_not_taken_for_another_one(compose: Compose, tmp_path: Path) -> None:
+    metrics = training.train(compose("model=mlp"), tmp_path)
+    (tmp_path / "last.ckpt").unlink()
+    assert training.train(compose("model=mlp"), tmp_path) == metrics
+    with pytest.raises(ConfigError, match=r"^optim\.lr=0\.5 \(was 0\.001\): a resumed run keeps its configuration"):
+        training.train(compose("model=mlp", "optim.lr=0.5"), tmp_path)
+
+
+def test_a_run_goes_on_in_its_own_folder_from_its_last_epoch(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path / "run")
+    for checkpoint, folder, message in (
+        ("run", "other", "a resumed run goes on in its own folder, '.+run', not in '.+other' - give that"),
+        ("run/best.ckpt", "run", "the epochs after it would be lost - a run goes on from its folder"),
+    ):
+        config = compose(f"resume={tmp_path / checkpoint}", "trainer.max_epochs=3")
+        with pytest.raises(ConfigError, match=message):
+            training.train(config, tmp_path / folder, changed=("resume", "trainer.max_epochs"))
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    read_cifar10 = CIFAR10DataModule.read
+    monkeypatch.setattr(CIFAR10DataModule, "read", lambda self: [array[::-1].copy() for array in read_cifar10(self)])
+    longer = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
+    with pytest.raises(DataError, match="these are not the images that the run was begun with - give their folder"):
+        training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
+
+
+def test_a_run_on_cifar10_does_not_go_on_with_the_shapes(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp", "+data.fallback=shapes"), tmp_path / "run")
+    missing = compose(
+        "model=mlp", f"resume={tmp_path / 'run'}", "data.root=" + str(tmp_path / "none"), "data.mirrors=[]"
+    )
+    longer = missing.model_copy(update={"trainer": missing.trainer.model_copy(update={"max_epochs": 3})})
+    with pytest.raises(DataError, match="none of 0 mirrors delivers"):
+        training.train(longer, tmp_path / "run", ("resume", "trainer.max_epochs", "data.root", "data.mirrors"))
+
+
+def test_what_early_stopping_has_ended_stays_ended(compose: Compose, tmp_path: Path) -> None:
+    recipe = ("model=mlp", "optim.lr=1e-9", "early_stopping=1", "trainer.max_epochs=5")
+    first = training.train(compose(*recipe), tmp_path)
+    assert first["epochs"] == 2
+    again = training.train(compose(f"resume={tmp_path}", "tta=mirror"), tmp_path, changed=("resume", "tta"))
+    assert (again["epochs"], again["val/acc"]) == (2, first["val/acc"])
+    longer = compose(f"resume={tmp_path}", "trainer.max_epochs=9")
+    with pytest.raises(
+        ConfigError, match="early stopping has ended this run - train anew with a larger early_stopping"
+    ):
+        training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
+
+
+def test_a_run_that_goes_on_is_no_longer_a_finished_one(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose("model=mlp"), tmp_path)
+    longer = compose("model=mlp", "trainer.max_epochs=5", f"resume={tmp_path}")
+    steps = weights(tmp_path)["global_step"]
+    stop(longer, tmp_path, steps + 1, changed=("resume", "trainer.max_epochs"))
+    assert read_metrics(tmp_path) is None
+
+
+def test_image_sizes_that_were_planned_for_the_run_cannot_be_prolonged(compose: Compose, tmp_path: Path) -> None:
+    training.train(
+        compose("model=conv_pool", "model.widths=[4]", "model.global_pool=max", "augment.resolution={16:0.5}"), tmp_path
+    )
+    longer = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
+    with pytest.raises(ConfigError, match=r"planned by its augment\.resolution for 2 epochs"):
+        training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))

@@ -1,6 +1,7 @@
 """A run's files are whole or absent, whatever happens while they are written, and one process alone writes them."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -147,6 +148,21 @@ def test_a_file_reaches_the_disk_before_its_name_does(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "replace", replaced)
     write(tmp_path / "new" / METRICS, b"content")
     assert calls == ["file", "replace", "folder"]
+
+
+def test_a_file_system_that_cannot_write_out_a_folder_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        if os.path.isdir(f"/dev/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    write(tmp_path / METRICS, b"content")
+    assert (tmp_path / METRICS).read_bytes() == b"content"
 
 
 def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:

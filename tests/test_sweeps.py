@@ -218,6 +218,18 @@ def test_a_sweep_that_varies_something_else_too_is_a_leaderboard(tmp_path: Path)
     assert answer(question, rank(find_runs([tmp_path])[0])) is None
 
 
+def test_the_overrides_of_a_job_that_was_refused_are_not_taken_for_the_runs(tmp_path: Path) -> None:
+    question = Question(name="pool_size", question="How?", axis="model.pool_size")
+    values = {}
+    for noted in ("2", "2.0", "3"):
+        folder = write_run(tmp_path / noted, 0, 0.8, {"model": {"pool_size": 2}}, "net")
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- model.pool_size={noted}\n")
+        (run,), _ = find_runs([folder])
+        values[noted] = question.value_of(run)
+    assert values == {"2": "2", "2.0": "2.0", "3": None}
+
+
 def test_a_users_own_sweep_has_no_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a")
     assert question_of(tmp_path) is None

@@ -264,7 +264,12 @@ def uninterrupted(compose: Compose, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def stop(
-    config: TrainConfig, folder: Path, step: int, in_validation: bool = False, number: int = signal.SIGTERM
+    config: TrainConfig,
+    folder: Path,
+    step: int,
+    in_validation: bool = False,
+    number: int = signal.SIGTERM,
+    changed: tuple[str, ...] = (),
 ) -> Interrupted:
     """Trains, and stops at an optimizer step."""
     trainer = training.L.Trainer
@@ -275,7 +280,7 @@ def stop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.L, "Trainer", with_signal)
         with pytest.raises(Interrupted) as interrupted:
-            training.train(config, folder)
+            training.train(config, folder, changed)
     return interrupted.value
 
 
@@ -558,6 +563,16 @@ def test_only_auto_substitutes_and_says_so_everywhere(
     printed = capsys.readouterr().out
     assert "could not be had: taking the built-in shapes instead" in printed
     assert "These figures are on the built-in shapes, not on CIFAR-10" in printed
+
+
+def test_auto_takes_the_shapes_where_nothing_can_be_downloaded_to(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShapesDataModule, "sizes", (300, 100))
+    (tmp_path / "file").touch()
+    config = compose("data=auto", "model=mlp", f"data.root={tmp_path}/file/data", "data.val_size=50")
+    why = training.train(config, tmp_path / "run")["substituted"]
+    assert why.startswith(f"{tmp_path}/file/data cannot be written (Not a directory) - ")
 
 
 def test_auto_takes_what_is_on_disk(compose: Compose, tmp_path: Path, tiny_cifar10: Path) -> None:

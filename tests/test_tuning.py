@@ -205,7 +205,9 @@ def test_a_run_below_the_median_is_given_up_after_the_warm_up(compose: Compose, 
     run_dir = tmp_path / "2_mlp_seed0"
     config = compose("model=mlp", "trainer.max_epochs=4")
     with pytest.raises(Pruned, match=r"^val \d+\.\d\d % in epoch 2, .*litcifar-train resume="):
-        training.train(config, run_dir, callbacks=[Pruning(run_dir, run_dir.parent, settings(), number)])
+        training.train(
+            config, run_dir, callbacks=[Pruning(f"litcifar-train resume={run_dir}", run_dir.parent, settings(), number)]
+        )
     found = open_study(tmp_path).trials[number]
     assert found.state == TrialState.PRUNED
     seen = rows(run_dir)
@@ -222,7 +224,7 @@ def test_the_last_epoch_is_never_pruned_and_one_without_validation_is_not_told(
         study.add_trial(trial(0, TrialState.COMPLETE, 1.0, dict.fromkeys(range(4), 1.0)))
     number = study.ask().number
     config = compose("model=mlp", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2")
-    training.train(config, tmp_path / "run", callbacks=[Pruning(tmp_path / "run", tmp_path, settings(), number)])
+    training.train(config, tmp_path / "run", callbacks=[Pruning("litcifar-train", tmp_path, settings(), number)])
     assert open_study(tmp_path).trials[number].intermediate_values.keys() == {1}
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litcifar import ranks, signals, tuning
-from litcifar.errors import CheckpointError, ConfigError, Interrupted, Pruned, UserError, explained
+from litcifar.errors import CheckpointError, ConfigError, Interrupted, InUseError, Pruned, UserError, explained
 from litcifar.keys import closest, compose, conf_dir, flat, opened, suggestion
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
 
@@ -78,6 +78,8 @@ def _train(cfg: DictConfig) -> float:
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise ConfigError("a resumed run goes on in its own folder - leave out -m")
     if ranks.launched() and not any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
         raise ConfigError("the processes that torchrun starts need one folder - give hydra.run.dir=...")
     changed = _changed(config, asked)
@@ -91,17 +93,18 @@ def _train(cfg: DictConfig) -> float:
 
         if config.tune:
             return find_learning_rate(config, run_dir)
-        return train(config, run_dir, changed, _callbacks(hydra_config, run_dir))["val/acc"]
+        return train(config, run_dir, changed, _callbacks(hydra_config, run_dir, config.trust))["val/acc"]
 
 
-def _callbacks(settings: Any, run_dir: Path) -> list[Any]:
+def _callbacks(settings: Any, run_dir: Path, trust: Sequence[str]) -> list[Any]:
     """What a trial of a search has besides a run's own callbacks."""
     if settings.mode != RunMode.MULTIRUN or settings.sweeper.get("_target_") != tuning.SWEEPER:
         return []
     with signals.deferred():
+        from litcifar.commands import resume
         from litcifar.pruning import Pruning
 
-    return [Pruning(run_dir, Path(settings.sweep.dir), settings.sweeper, settings.job.num)]
+    return [Pruning(resume(run_dir, trust), Path(settings.sweep.dir), settings.sweeper, settings.job.num)]
 
 
 def _job(schema: str, function: str) -> Callable[[DictConfig], float]:
@@ -171,13 +174,15 @@ class SweepSummary(Callback):
         from litcifar.comparison import compare
 
         folder = Path(config.hydra.sweep.dir)
+        FAILURES[:] = [failure for failure in FAILURES if isinstance(failure, InUseError)]  # the others have a file
+        for file in sorted(folder.rglob(FAILURE_FILE)):  # of jobs in other processes too
+            FAILURES.append(UserError(f"{file.parent}: {file.read_text().partition(chr(10))[0]}"))
         try:
             compare([folder], None)
-        except CheckpointError as error:
+        except CheckpointError as error:  # no run has finished
             print(error)
-        FAILURES.clear()  # those of this process; with the joblib launcher they are in others
-        for file in sorted(folder.rglob(FAILURE_FILE)):
-            FAILURES.append(UserError(f"{file.parent}: {file.read_text().splitlines()[0]}"))
+        except Exception as error:  # of which Hydra would make a warning
+            FAILURES.append(explained(error))
         if not any(path.is_dir() for path in folder.iterdir()):
             FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
@@ -260,18 +265,22 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         failure = explained(error)
     if multirun:
         report = "".join(traceback.format_exception(failure))
-        (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
+        if not isinstance(failure, InUseError):  # the folder is another's
+            (run_dir / FAILURE_FILE).write_text(f"{failure}\n\n{report}")
         print(f"failed    {run_dir}: {failure}")
-        FAILURES.append(UserError(f"{run_dir}: {failure}"))  # without a traceback, which would hold on to the network
+        kind = InUseError if isinstance(failure, InUseError) else UserError
+        FAILURES.append(kind(f"{run_dir}: {failure}"))  # without a traceback, which would hold on to the network
         return float("nan")
     FAILURES.append(failure)
-    _remove_if_empty(run_dir, settings)
+    if not isinstance(failure, InUseError):
+        _remove_if_empty(run_dir, settings)
     return float("nan")
 
 
 def _remove_if_empty(run_dir: Path, settings: Any) -> None:
     """Removes the folder of a run that has not begun."""
-    if settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
+    is_first = ranks.rank() == 0  # of the processes that torchrun started
+    if is_first and settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
         shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):
             run_dir.parent.rmdir()
@@ -397,6 +406,8 @@ def _composition_error(error: Exception, name: str) -> str:
         return f"'{error.override}' cannot be read - {advice}"
     if found := re.search(r"Could not find '(\S+)/(\S+)' Available options in '\S+': (.*)", text):
         return f"unknown {found[1]}={found[2]} - {suggestion(found[2], found[3].split())}"
+    if found := re.search(r"Could not load 'hydra/launcher/submitit_(\w+)'", text):
+        return f"hydra/launcher={found[1]} needs submitit - pip install 'litcifar[slurm]'"
     if "Could not override '" in text:
         key = text.split("'")[1]
         files = {str(file.relative_to(conf_dir()).with_suffix("")) for file in conf_dir().rglob("*.yaml")}

@@ -29,21 +29,24 @@ def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     folder = short(run_dir)
     evaluate = ["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trusting(config.trust)]
     commands = {"results": folder, "evaluate": shlex.join(evaluate)}
-    if not planned(config):
+    if not planned(config) and not config.early_stopping:  # which may have ended it
         more = [f"trainer.max_epochs={2 * config.trainer.max_epochs}"]
         more += ["trainer.max_steps=-1"] if config.trainer.max_steps != -1 else []
         more += ["trainer.max_time=null"] if config.trainer.max_time else []
-        commands["train on"] = _resume(config, run_dir, *more)
+        commands["train on"] = resume(run_dir, config.trust, *more)
     return commands | {"compare": "litcifar-compare outputs"}
 
 
 def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     """The commands of a report, and what each of them does."""
     known = after(config, run_dir)
-    where = f"where it was stopped (its scheduler was planned for {config.trainer.max_epochs} epochs)"
+    reason = planned(config)
+    where = f"where it was stopped{f' ({reason})' if reason else ''}"
     return {
         "Reproduce": reproduce(config, run_dir),
-        f"Resume, {where if planned(config) else 'with more epochs'}": known.get("train on", _resume(config, run_dir)),
+        f"Resume, {'with more epochs' if 'train on' in known else where}": known.get(
+            "train on", resume(run_dir, config.trust)
+        ),
         "Evaluate": known["evaluate"],
         "Compare with other runs": known["compare"],
     }
@@ -68,7 +71,8 @@ def with_learning_rate(config: TrainConfig, run_dir: Path, factor: float) -> str
     """The command that trains with the configured learning rates times `factor`."""
     rates = {"optim.lr": config.optim.lr}
     for kind, group in config.optim.groups.items():
-        rates |= {f"optim.groups.{kind}.{key}": rate for key, rate in (group.model_extra or {}).items() if key == "lr"}
+        if rate := (group.model_extra or {}).get("lr"):
+            rates[f"optim.groups.{kind}.lr"] = rate
     kept = [
         override
         for override in _overrides(run_dir) or ()
@@ -82,8 +86,9 @@ def trusting(trust: Sequence[str]) -> list[str]:
     return [f"trust=[{','.join(trust)}]"] if trust else []
 
 
-def _resume(config: TrainConfig, run_dir: Path, *more: str) -> str:
-    return shlex.join(["litcifar-train", f"resume={short(run_dir)}", *trusting(config.trust), *more])
+def resume(run_dir: Path, trust: Sequence[str], *more: str) -> str:
+    """The command with which a run goes on."""
+    return shlex.join(["litcifar-train", f"resume={short(run_dir)}", *trusting(trust), *more])
 
 
 def _overrides(run_dir: Path) -> list[str] | None:

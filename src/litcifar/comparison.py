@@ -50,21 +50,21 @@ def compare(
             console.print(search.words(), soft_wrap=True)
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise CheckpointError(f"no finished run below {below} - train one with litcifar-train experiment=quickstart")
-    words = _paired_words(folders, data_root, trust) if _are_two_runs(folders) else None
     csv_path = csv_path or folders[0] / "leaderboard.csv"
     write_csv(rows, csv_path)
     written = [csv_path, csv_path.with_suffix(".html")]
     chart = answer_chart(answer) if answer else None
-    if chart:
-        written.append(csv_path.with_name(ANSWER))
-        run_folder.write(written[-1], style.png(chart))
-    words = answer.words() if answer else words
+    pictures = {ANSWER: style.png(chart)} if chart else {}
     found = search_charts(search) if search else {}
-    for title, figure in found.items():
-        written.append(csv_path.with_name(SEARCH_CHARTS[title]))
-        run_folder.write(written[-1], style.png(figure))
-    words = search.words() if search else words
-    write_page(written[1], rows, notes, answer, words, found)
+    pictures |= {SEARCH_CHARTS[title]: style.png(figure) for title, figure in found.items()}
+    for name, content in pictures.items():
+        written.append(csv_path.with_name(name))
+        run_folder.write(written[-1], content)
+    found_out = search or answer
+    words = found_out.words() if found_out else None
+    if _are_two_runs(folders):
+        words = _paired_words(folders, data_root, trust)
+    write_page(written[1], rows, notes, answer, words, pictures)
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
     if words:
         console.print(words, soft_wrap=True)

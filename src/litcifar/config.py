@@ -321,8 +321,15 @@ class TrainConfig(Node):
         return self
 
     def with_data(self, where: Node) -> "TrainConfig":
-        """The same, with those keys of the data set that `where` gives: what is None in it stays."""
+        """The same, with those keys of the data set that `where` gives: what is None in it stays.
+
+        ConfigError for a key that the data set does not have.
+        """
         given = {key: value for key, value in where.model_dump().items() if value is not None}
+        for key, value in given.items():
+            if not hasattr(self.data, key):
+                name = self.data.target.rpartition(".")[2].removesuffix("DataModule")
+                raise ConfigError(f"data.{key}={value}: the run's data set, {name}, has no such key - leave it out")
         return self.model_copy(update={"data": self.data.model_copy(update=given)})
 
 
@@ -339,13 +346,15 @@ class SearchConfig(Node):
     warmup_epochs: Annotated[int, Field(ge=0)]
 
 
+class WhereConfig(Node):
+    """Where a checkpoint's images are now; None as in training."""
+
+    root: Folder | None
+    verify: bool | None
+
+
 class EvaluateConfig(Node):
     """The whole of `conf/evaluate.yaml`."""
-
-    class Where(Node):
-        root: Folder | None
-        verify: bool | None
-        num_workers: Annotated[int, Field(ge=0)] | None
 
     ckpt: Text
     split: Literal["val", "test", "both"]
@@ -353,7 +362,7 @@ class EvaluateConfig(Node):
     folder: Folder | None
     figures: bool
     accelerator: Accelerator
-    data: Where
+    data: WhereConfig
     trust: Trust
 
 
@@ -373,17 +382,13 @@ class PredictConfig(Node):
 class DemoConfig(Node):
     """The whole of `conf/demo.yaml`."""
 
-    class Where(Node):
-        root: Folder | None
-        verify: bool | None
-
     ckpt: Text
     host: Text
     port: Annotated[int, Field(ge=0, le=65535)]
     tta: TTA
     accelerator: Accelerator
     trust: Trust
-    data: Where
+    data: WhereConfig
 
 
 class ExportConfig(Node):

@@ -12,10 +12,14 @@ from litcifar import ranks
 
 
 def console() -> Console:
-    """Standard output; lines are not cut to 80 columns where it is a file or a pipe. One process of several prints."""
+    """Standard output; lines are not cut to 80 columns where it is a file or a pipe. One process of several prints.
+
+    Text is printed as it is: in rich's own markup `trust=[my_net]` would be a style.
+    """
     terminal = sys.stdout.isatty()
     others = ranks.rank() > 0
-    return Console(width=None if terminal else 160, highlight=False, soft_wrap=not terminal, quiet=others)
+    width = None if terminal else 160
+    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=not terminal, quiet=others)
 
 
 def short(path: Path) -> str:

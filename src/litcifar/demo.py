@@ -20,14 +20,14 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from litcifar import checkpoints, signals
-from litcifar.config import TTA, DemoConfig, TrainConfig
+from litcifar import checkpoints, device, signals
+from litcifar.config import TTA, DemoConfig, TrainConfig, WhereConfig
 from litcifar.console import quiet, short
 from litcifar.data import ShapesDataModule, shapes
 from litcifar.data.image_file import decode, quoted
 from litcifar.errors import DataError, UserError, explained, require
 from litcifar.models import ImageClassifier
-from litcifar.prediction import device_of, printable, probabilities
+from litcifar.prediction import printable, probabilities
 from litcifar.report import CSS_PIXELS, size
 from litcifar.run_folder import BEST, FIGURES, METRICS, find_checkpoint, read_metrics
 
@@ -94,7 +94,7 @@ def demo(config: DemoConfig) -> None:
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
     trained = checkpoints.config_of(checkpoint, config.trust)
-    model = checkpoints.model_of(checkpoint, config.trust).to(device_of(config.accelerator))
+    model = checkpoints.model_of(checkpoint, config.trust).to(device.chosen(config.accelerator))
     with tempfile.TemporaryDirectory(prefix="litcifar-demo-") as uploads:
         os.environ |= ENVIRONMENT | {"GRADIO_TEMP_DIR": uploads, "GRADIO_EXAMPLES_CACHE": f"{uploads}/examples"}
         with server.listen(config.host, config.port) as listening:
@@ -123,10 +123,10 @@ def page(model: ImageClassifier, known: Known, examples: Examples, tta: TTA) -> 
         return answer(model, Path(file["path"]), tta) if file else (None, "")
 
     def of_drawing(event: gr.EventData) -> Any:
-        with tempfile.NamedTemporaryFile(suffix=".png") as file:
-            file.write(png_of(event.image))
-            file.flush()
-            return answer(model, Path(file.name), tta)
+        with tempfile.TemporaryDirectory() as folder:  # on Windows no open file is opened again by its name
+            file = Path(folder, "drawing.png")
+            file.write_bytes(png_of(event.image))
+            return answer(model, file, tta)
 
     def of_example(event: gr.SelectData) -> Any:
         image, label = examples.images_NHWC[event.index], examples.labels[event.index]
@@ -221,7 +221,7 @@ def png_of(address: Any) -> bytes:
         return b""
 
 
-def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: DemoConfig.Where) -> Examples:
+def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: WhereConfig) -> Examples:
     """The first test images of each class, where the set is on this machine: nothing is loaded from the network."""
     try:
         data = checkpoints.data_of(trained.with_data(where))

@@ -14,16 +14,21 @@ CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU
 
 
 def chosen(accelerator: str) -> str:
-    """`auto` is CUDA where there is a GPU, else the CPU; the others are as they were asked for."""
-    return accelerator if accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu, cuda or mps. `auto` is CUDA where there is a GPU, else the CPU; `gpu` is CUDA or MPS.
+
+    MachineError where the machine lacks the one that is asked for.
+    """
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if accelerator in ("auto", "cpu"):
+        return "cuda" if accelerator == "auto" and gpu == "cuda" else "cpu"
+    if gpu is None or accelerator not in ("gpu", gpu):
+        raise MachineError(f"accelerator={accelerator}: none was found - use auto")
+    return gpu
 
 
 def uses_cuda(config: TrainConfig) -> bool:
-    """Whether the run uses a GPU; MachineError where it should and there is none."""
-    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if config.trainer.accelerator in ("gpu", "cuda") and not cuda:
-        raise MachineError(f"trainer.accelerator={config.trainer.accelerator}: no GPU was found - use auto")
-    return cuda
+    """Whether the run uses CUDA; MachineError as `chosen` has it."""
+    return chosen(config.trainer.accelerator) == "cuda"
 
 
 def description(cuda: bool) -> str:

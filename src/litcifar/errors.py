@@ -15,6 +15,10 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class InUseError(ConfigError):
+    """A run's folder that another process trains in."""
+
+
 class DataError(UserError):
     """Images that are missing, damaged or not what they should be."""
 

@@ -27,6 +27,7 @@ from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import ImageDataModule
+from litcifar.errors import DataError
 from litcifar.layers import layers
 from litcifar.models import ImageClassifier
 from litcifar.report import SPLITS, Report
@@ -84,9 +85,9 @@ class Evaluation:
         return multiclass_confusion_matrix(self.logits_NK, self.labels_N, num_classes=len(self.classes))
 
     def calibration_error(self) -> float:
-        """Expected calibration error, 0 to 1: confidence against accuracy in 15 bins (Guo et al. 2017, 1706.04599)."""
+        """Expected calibration error, 0 to 1: confidence against accuracy in bins (Guo et al. 2017, 1706.04599)."""
         return multiclass_calibration_error(
-            self.probabilities_NK, self.labels_N, num_classes=len(self.classes), n_bins=15
+            self.probabilities_NK, self.labels_N, num_classes=len(self.classes), n_bins=figures.BINS
         ).item()
 
     def mistakes(self) -> Tensor:
@@ -182,8 +183,13 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     notes: list[str] = []
     if data.fingerprint != known["fingerprint"]:
         notes.append("These are not the images that it was trained on: the figures will differ.")
-        console.print(f"[yellow]{notes[0]}")
+        console.print(notes[0], style="yellow")
     model = checkpoints.model_of(checkpoint, config.trust)
+    if data.classes != model.classes:
+        raise DataError(
+            f"the classes of these images are {', '.join(data.classes)}, the network's {', '.join(model.classes)} - "
+            "give the folder that it was trained on: data.root=..."
+        )
     splits = ["val", "test"] if config.split == "both" else [config.split]
     results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
     for result in results:

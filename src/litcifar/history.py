@@ -75,6 +75,8 @@ class History(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter() - self._epoch["seconds"]
+        if trainer.is_global_zero:  # it tells of the fewer epochs of a run that goes on
+            self.csv_path.with_name(run_folder.METRICS).unlink(missing_ok=True)
         self.bar.add_task("", rate="")
         self.bar.start()
 

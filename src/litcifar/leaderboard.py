@@ -28,6 +28,7 @@ FREE = (
     "test",
     "tta",
     "trust",
+    "compile",
     "figures",
     "logger",
     "trainer.enable_progress_bar",

@@ -29,11 +29,11 @@ def write_page(
     notes: Sequence[str],
     answer: Answer | None = None,
     words: str | None = None,
-    more_charts: Mapping[str, Figure] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes `words` on top, the answer, if there is one, the leaderboard and its charts; links are relative to `path`.
 
-    more_charts: stand before the leaderboard's own.
+    pictures: PNG files by name, ANSWER and those of SEARCH_CHARTS; they stand before the leaderboard's own charts.
 
     Raises MachineError where the file cannot be written.
     """
@@ -41,19 +41,19 @@ def write_page(
     environment.filters |= {"percent": percent, "duration": duration, "si": si, "untested": untested}
     labels = {value.row.rank: value.label for value in answer.values} if answer else {}
     names = [labels[row.rank] for row in rows] if answer else names_of(rows)
-    chart, curves = answer_chart(answer) if answer else None, curves_of(rows, names)
+    curves, pictures = curves_of(rows, names), pictures or {}
+    found = {title: pictures[name] for title, name in SEARCH_CHARTS.items() if name in pictures}
+    costs = {title: style.png(figure) for title, figure in cost_charts(rows, names).items()}
     text = environment.get_template("leaderboard.html").render(
         title=answer.question.question if answer else "Leaderboard",
         answer=answer,
         words=words,
-        answer_chart=embedded(chart) if chart else None,
+        answer_chart=embedded(pictures[ANSWER]) if ANSWER in pictures else None,
         rows=rows,
         names=names,
         notes=notes,
-        charts={
-            title: embedded(figure) for title, figure in {**(more_charts or {}), **cost_charts(rows, names)}.items()
-        },
-        curves=embedded(charts.curves(curves)) if curves else None,
+        charts={title: embedded(png) for title, png in {**found, **costs}.items()},
+        curves=embedded(style.png(charts.curves(curves))) if curves else None,
         most_curves=charts.CURVES,
         link=lambda folder: quote(Path(os.path.relpath(folder, path.parent)).as_posix()),
         has_tta=any(row.val_tta_acc is not None for row in rows),
@@ -141,9 +141,9 @@ def si(number: float | None) -> str:
     return f"{number / factor:.3g} {prefix}".strip()
 
 
-def embedded(figure: Figure) -> str:
-    """The figure as a data URI of a PNG."""
-    return f"data:image/png;base64,{base64.b64encode(style.png(figure)).decode()}"
+def embedded(png: bytes) -> str:
+    """A PNG as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _curve(run: Run) -> dict[int, float]:

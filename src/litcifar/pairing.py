@@ -85,4 +85,4 @@ def _right(checkpoint: dict[str, Any], config: TrainConfig, split: str, root: st
     result = evaluate_model(
         checkpoints.model_of(checkpoint, config.trust), data, split, config, known["precision"], "auto"
     )
-    return result.logits_NK.argmax(1) == result.labels_N
+    return result.predictions_N == result.labels_N

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from litcifar import checkpoints
+from litcifar import checkpoints, device
 from litcifar.config import TTA, PredictConfig
 from litcifar.console import quiet
 from litcifar.data.image_file import SIDE_FILES, Decoded, decode_all, quoted
-from litcifar.errors import CheckpointError, MachineError
+from litcifar.errors import CheckpointError
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import BEST, find_checkpoint, output_file, writing
 from litcifar.tta import mean_logits
@@ -61,7 +61,7 @@ def predict(config: PredictConfig) -> int:
     paths = find_images([config.images] if isinstance(config.images, str) else config.images)
     path = find_checkpoint(config.ckpt, BEST)
     checkpoint = checkpoints.read(path)
-    model = checkpoints.model_of(checkpoint, config.trust).to(device_of(config.accelerator))
+    model = checkpoints.model_of(checkpoint, config.trust).to(device.chosen(config.accelerator))
     name = checkpoints.config_of(checkpoint, config.trust).name
     top = min(config.top, len(model.classes))
     print(printable(f"{path}: {name}, {model.image_size} x {model.image_size} pixels, {', '.join(model.classes)}"))
@@ -136,14 +136,6 @@ def probabilities(model: ImageClassifier, images_BHWC: Tensor, tta: TTA = "none"
         if tta != "none":
             logits_BK = mean_logits(model, images_BHWC, logits_BK, tta)
         return logits_BK.softmax(1).cpu()
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The device to run on; MachineError where the machine lacks the one that is asked for."""
-    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    if accelerator not in ("auto", "cpu") and (found is None or accelerator not in ("gpu", found.type)):
-        raise MachineError(f"accelerator={accelerator}: none was found - use auto")
-    return found or torch.device("cpu")
 
 
 def text_of(path: Path) -> str:

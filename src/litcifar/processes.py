@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
@@ -17,7 +16,6 @@ from litcifar.errors import Interrupted, MachineError, UserError, explained
 
 LOOK_SECONDS = 0.1  # between two looks at the processes
 GRACE_SECONDS = 5.0  # for those that are left when one has ended before its time
-STOP_SECONDS = 60.0  # from a signal on, for a turn of the training loop and a checkpoint
 
 Result = TypeVar("Result")
 
@@ -42,7 +40,7 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
         for process in processes.processes:
             if process.is_alive():
                 os.kill(process.pid, error.signal_number)
-        _wait(processes, answers, found, STOP_SECONDS)
+        _wait(processes, answers, found)  # a second signal ends it at once
         raise
     except ProcessException as error:
         _collect(answers, found)
@@ -60,12 +58,9 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
     return found[0]
 
 
-def _wait(
-    processes: ProcessContext, answers: SimpleQueue, found: dict[int, Any], seconds: float = float("inf")
-) -> None:
+def _wait(processes: ProcessContext, answers: SimpleQueue, found: dict[int, Any]) -> None:
     """Until all processes have ended; ProcessException where one of them has ended without an answer."""
-    end = time.monotonic() + seconds
-    while not processes.join(LOOK_SECONDS, GRACE_SECONDS) and time.monotonic() < end:
+    while not processes.join(LOOK_SECONDS, GRACE_SECONDS):
         _collect(answers, found)
     _collect(answers, found)
 

@@ -7,7 +7,6 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint
 from optuna.trial import Trial, TrialState
 
-from litcifar.console import short
 from litcifar.errors import Pruned
 from litcifar.tuning import open_study
 
@@ -16,11 +15,11 @@ class Pruning(Checkpoint):
     """Tells the study each epoch's validation accuracy, and raises Pruned where its pruner gives the trial up.
 
     A `Checkpoint` behind those that save: the run's last.ckpt is written before, so it can be gone on with.
-    folder: the sweep's. settings: the sweeper's. number: the trial's.
+    go_on: the command with which the run goes on. folder: the sweep's. settings: the sweeper's. number: the trial's.
     """
 
-    def __init__(self, run_dir: Path, folder: Path, settings: Any, number: int) -> None:
-        self.run_dir = run_dir
+    def __init__(self, go_on: str, folder: Path, settings: Any, number: int) -> None:
+        self.go_on = go_on
         study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
         self.trial = Trial(study, study.trials[number]._trial_id)
         self.number = number
@@ -41,5 +40,5 @@ class Pruning(Checkpoint):
             self.trial.study.tell(self.number, state=TrialState.PRUNED)
             raise Pruned(
                 f"val {100 * accuracy:.2f} % in epoch {epoch + 1}, best so far below the median of the trials before - "
-                f"to go on all the same: litcifar-train resume={short(self.run_dir)}"
+                f"to go on all the same: {self.go_on}"
             )

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 from scipy.ndimage import gaussian_filter1d
 
 from litcifar import commands, device, figures, memory, run_folder, style
@@ -106,7 +107,8 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     optim = config.optim.model_copy(update={"groups": groups})
     model = new_model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
     precision, reason = device.precision_of(config, cuda)
-    console.print(f"[bold]{config.name}[/] seed {config.seed}: learning-rate range test in {precision} ({reason})")
+    what = f" seed {config.seed}: learning-rate range test in {precision} ({reason})"
+    console.print(Text.assemble((config.name, "bold"), what))
     test = RangeTest(console, config.trainer.enable_progress_bar)
     options = config.trainer.model_dump(include={"deterministic", "benchmark"})
     L.Trainer(
@@ -138,10 +140,11 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     picture = run_dir / FIGURES / "learning_rate_finder.png"
     run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
     factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
-    console.print(
+    seen = (
         f"loss {losses[0]:.3f} at {rates[0]:.1e}, lowest {min(losses):.3f} at {rates[losses.index(min(losses))]:.1e}, "
-        f"steepest at [bold]optim.lr={config.optim.lr * factor:.2g}[/]"
+        "steepest at "
     )
+    console.print(Text.assemble(seen, (f"optim.lr={config.optim.lr * factor:.2g}", "bold")))
     console.print(f"figure    {short(picture)}", soft_wrap=True)
     console.print(f"train     {commands.with_learning_rate(config, run_dir, factor)}", soft_wrap=True)
     return config.optim.lr * factor

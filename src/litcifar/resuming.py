@@ -7,21 +7,29 @@ from litcifar import checkpoints
 from litcifar.config import TrainConfig, check, plain, shapes_like
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
-from litcifar.run_folder import LAST, REPORT, find_checkpoint, read_metrics
+from litcifar.run_folder import BEST, LAST, REPORT, find_checkpoint, read_metrics
 
 LENGTHS = {f"trainer.{key}" for key in ("limit_train_batches", "overfit_batches", "accumulate_grad_batches")}
 STEPS = {"trainer.max_epochs", "trainer.max_steps", *LENGTHS}
-FREE = ("test", "tta", "figures", "trust", "data.root", "data.mirrors", "data.num_workers")  # besides trainer.*
+FREE = ("test", "tta", "figures", "trust", "compile", "data.root", "data.mirrors", "data.num_workers")  # and trainer.*
 
 
 def continued(
     config: TrainConfig, run_dir: Path, changed: tuple[str, ...]
 ) -> tuple[Path | None, TrainConfig, str | None]:
-    """The checkpoint to go on from, if any, the configuration to go on with, and why its data are the shapes."""
-    if not config.resume and not (run_dir / LAST).is_file():
-        return None, config, None
+    """The checkpoint to go on from, if any, the configuration to go on with, and why its data are the shapes.
+
+    Raises ConfigError for a change that the run cannot go on with; also where only its metrics.json is left.
+    """
     path = find_checkpoint(config.resume, LAST) if config.resume else run_dir / LAST
-    checkpoint = checkpoints.read(path)
+    metrics = None if path.is_file() else read_metrics(run_dir)
+    if not path.is_file() and metrics is None:
+        return None, config, None
+    if path.name == BEST:
+        raise ConfigError(f"resume={path}: the epochs after it would be lost - a run goes on from its folder")
+    if path.parent.resolve() != run_dir.resolve():
+        raise ConfigError(f"a resumed run goes on in its own folder, '{path.parent}', not in '{run_dir}' - give that")
+    checkpoint: dict[str, Any] = checkpoints.read(path) if metrics is None else {"litcifar": metrics}
     saved = checkpoints.config_of(checkpoint, config.trust)
     substituted: str | None = checkpoint["litcifar"]["substituted"]
     if substituted and getattr(config.data, "fallback", None) == "shapes":  # as when the run began
@@ -35,14 +43,17 @@ def continued(
             f"{', '.join(_difference(key, old, new) for key in refused)}: a resumed run keeps its configuration - "
             f"only trainer.*, {', '.join(FREE)} may change"
         )
+    if metrics is not None:
+        return None, config, substituted
     if _is_amid_an_epoch(checkpoint) and not LENGTHS.isdisjoint(different):
         keys = ", ".join(sorted(LENGTHS.intersection(different)))
         raise ConfigError(f"{keys}: '{path}' was saved amid an epoch - go on without a change until that ends")
-    if planned(saved) and not STEPS.isdisjoint(different):
-        raise ConfigError(
-            f"the scheduler of this run was planned for {saved.trainer.max_epochs} epochs and has no more steps than "
-            "these - train anew with more"
-        )
+    if not STEPS.isdisjoint(different):
+        if planned(saved):
+            raise ConfigError(f"this run was {planned(saved)} and has no more steps than these - train anew with more")
+        for name, state in checkpoint["callbacks"].items():
+            if name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]:
+                raise ConfigError("early stopping has ended this run - train anew with a larger early_stopping")
     merged, wanted = plain(saved), plain(config)
     for key in different:
         group, *names = key.split(".")
@@ -70,9 +81,11 @@ def _difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     return f"{now} (was {old[key]})" if key in old else now
 
 
-def planned(config: TrainConfig) -> bool:
-    """Whether the scheduler depends on the run's number of steps."""
-    return config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values()
+def planned(config: TrainConfig) -> str | None:
+    """In words, that the schedule of learning rates or of image sizes depends on the run's number of steps, if so."""
+    of_steps = config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values()
+    what = "scheduler" if of_steps else "augment.resolution" if config.augment.resolution else None
+    return f"planned by its {what} for {config.trainer.max_epochs} epochs" if what else None
 
 
 def finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from litcifar.errors import CheckpointError, ConfigError, MachineError
+from litcifar.errors import CheckpointError, ConfigError, InUseError, MachineError
 
 BEST, LAST, METRICS, HISTORY, FIGURES = "best.ckpt", "last.ckpt", "metrics.json", "metrics.csv", "figures"
 REPORT, EVALUATION, PREDICTIONS = "report.html", "evaluation", "predictions.csv"
@@ -35,14 +35,14 @@ def find_checkpoint(path: str, name: str) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder; ConfigError where one is in it."""
+    """Keeps other processes out of a run's folder; InUseError where one is in it."""
     from filelock import FileLock, Timeout  # here because it takes a tenth of the time that an error may take
 
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / LOCK, LOCK_SECONDS))
         except Timeout:
-            raise ConfigError(f"another process trains in '{folder}' - wait for it, or use another folder") from None
+            raise InUseError(f"another process trains in '{folder}' - wait for it, or use another folder") from None
         yield
 
 
@@ -84,7 +84,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # where a folder can be opened, the new name is made to outlive a power cut too
+        with contextlib.suppress(OSError):  # where it can be done, the new name is made to outlive a power cut too
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

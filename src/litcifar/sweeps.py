@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from yaml import YAMLError
 
+from litcifar.keys import flat
 from litcifar.leaderboard import Row, Run, duration, percent
 from litcifar.significance import LEVEL, difference
 
@@ -34,10 +36,18 @@ class Question(BaseModel):
     labels: dict[str, str] = {}
 
     def value_of(self, run: Run) -> str | None:
-        """The value that the run's overrides give to the axis; None where they don't."""
+        """The value that the run's overrides give to the axis; None where they don't, or the run has another one.
+
+        Hydra notes those of a job that is then refused too, in the folder of the run that is there.
+        """
         content = _read(run.folder / OVERRIDES)
         pairs = [str(line).lstrip("+").partition("=") for line in content] if isinstance(content, list) else []
-        return next((value for key, _, value in reversed(pairs) if key == self.axis), None)
+        text = next((value for key, _, value in reversed(pairs) if key == self.axis), None)
+        values = flat(run.config)
+        if text is None or self.axis not in values:  # a group is no key
+            return text
+        asked = OverridesParser.create().parse_override(f"{self.axis}={text}").value()
+        return text if asked == values[self.axis] else None
 
 
 @dataclass(frozen=True)

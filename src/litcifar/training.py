@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litcifar import checkpoints, commands, device, loggers, memory, processes, ranks, resuming, run_report
@@ -23,7 +23,7 @@ from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.data.datamodule import limited
-from litcifar.errors import ConfigError, DataError, require
+from litcifar.errors import ConfigError, DataError, MachineError, require
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.history import History, duration
 from litcifar.layers import layer_table, layers
@@ -64,7 +64,7 @@ def train(
     if callbacks and count > 1:
         raise ConfigError("a trial of a search is one process - leave out trainer=ddp")
     _try(new_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
-    _, config, reason_for_shapes = prepare(config, console)
+    _, config, reason_for_shapes = prepare(config, console, may_fall_back=checkpoint_path is None)
     job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted, callbacks)
     return processes.run(_train, count, *job) if count > 1 and not ranks.launched() else _train(*job)
 
@@ -99,7 +99,8 @@ def _train(
     machine = device.description(cuda)
     if ranks.world_size() > 1:
         synchronise(model.net)
-    console.print(f"[bold]{config.name}[/] seed {config.seed} on {machine}; {precision} ({reason}); {short(run_dir)}")
+    what = f" seed {config.seed} on {machine}; {precision} ({reason}); {short(run_dir)}"
+    console.print(Text.assemble((config.name, "bold"), what))
     for split, of_class in counts.items():
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
@@ -143,8 +144,9 @@ def _train(
                 loggers.add_pictures(trainer.logger, run_dir, pictures, trainer.global_step)
                 next_commands = {"report": f"{short(run_dir)}/{REPORT}", **next_commands}
             except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
-                what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
-                console.print(f"[yellow]No figures and no report: {what} - the run itself is whole", soft_wrap=True)
+                what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                why = f"No figures and no report: {what} - the run itself is whole"
+                console.print(why, style="yellow", soft_wrap=True)
         _say_end(console, metrics, next_commands, time.perf_counter() - start)
         return metrics
 
@@ -206,6 +208,13 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
     }
 
 
+class EarlyStopping(L.callbacks.EarlyStopping):
+    """Lightning's own; a run that it has ended stays ended where it is resumed, for another figure or test."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 def _trainer(
     config: TrainConfig,
     run_dir: Path,
@@ -257,19 +266,24 @@ def _trainer(
 Config = TypeVar("Config", TrainConfig, LookConfig)
 
 
-def prepare(config: Config, console: Console) -> tuple[ImageDataModule, Config, str | None]:
-    """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason."""
+def prepare(config: Config, console: Console, may_fall_back: bool = True) -> tuple[ImageDataModule, Config, str | None]:
+    """The data set, downloaded if need be; where `data.fallback` allows it, another one, with the reason.
+
+    may_fall_back: not where a run goes on, whose images stay the same.
+    """
     data = checkpoints.data_of(config)
     try:
         data.prepare_data()
-    except DataError as error:
-        if not (isinstance(data, CIFAR10DataModule) and getattr(config.data, "fallback", None) == "shapes"):
+    except (DataError, MachineError) as error:
+        can_fall_back = isinstance(data, CIFAR10DataModule) and getattr(config.data, "fallback", None) == "shapes"
+        if not (may_fall_back and can_fall_back):
             raise
         reason = str(error)
     else:
         return data, config, None
     config = config.model_copy(update={"data": shapes_like(config.data)})
-    console.print(f"[bold yellow]CIFAR-10 could not be had: taking the built-in shapes instead.[/]\n{reason}")
+    console.print("CIFAR-10 could not be had: taking the built-in shapes instead.", style="bold yellow")
+    console.print(reason)
     return checkpoints.data_of(config), config, reason
 
 
@@ -310,13 +324,14 @@ def _say_end(console: Console, metrics: dict[str, Any], next_commands: dict[str,
     accuracy = ", ".join(_accuracy(metrics, split) for split in ("val", "test") if metrics[f"{split}/acc"] is not None)
     overhead = metrics["overhead"]
     beside = "" if overhead is None else f", {100 * overhead:.1f} % of it outside forward, backward and step"
-    say(
-        f"[bold]best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}[/] "
-        f"in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
-        f"{metrics['images_per_second']:,.0f} images/s{beside})",
+    took = (
+        f" in {duration(seconds)} ({duration(metrics['train_seconds'])} of training at "
+        f"{metrics['images_per_second']:,.0f} images/s{beside})"
     )
+    best = f"best epoch {metrics['best_epoch']} of {metrics['epochs']}: {accuracy}"
+    say(Text.assemble((best, "bold"), took))
     if metrics["substituted"]:
-        say("[bold yellow]These figures are on the built-in shapes, not on CIFAR-10.")
+        say("These figures are on the built-in shapes, not on CIFAR-10.", style="bold yellow")
     for what, command in next_commands.items():
         say(f"{what:9} {command}", soft_wrap=True)  # to be copied in one piece
 

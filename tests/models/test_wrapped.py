@@ -93,11 +93,14 @@ def test_a_wrapped_network_sees_normalised_images_channels_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["Net", "TenClasses", "Lazy", "Linear"])
-def test_it_is_trained_saved_and_reloaded(compose: Compose, tmp_path: Path, name: str) -> None:
+def test_it_is_trained_saved_and_reloaded(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     options = {"Net": ["+model.width=6"], "Linear": ["+model.bias=false"]}.get(name, [])
     own = ["model=own", f"model._target_=own_nets.{name}", "trust=[own_nets]", "ema=0.5", *options]
     metrics = training.train(compose(*own), tmp_path / "run")
     assert metrics["config"]["model"]["_target_"] == f"own_nets.{name}"
+    assert "litcifar-evaluate ckpt=run/best.ckpt 'trust=[own_nets]'\n" in capsys.readouterr().out
     checkpoint = read(tmp_path / "run" / "best.ckpt")
     model = model_of(checkpoint, ["own_nets"])
     for key, weight in checkpoint["state_dict"].items():

@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from litcifar import ranks
 from litcifar.config import ParameterKind, build
 from litcifar.data.cifar10_files import CLASSES
-from litcifar.errors import ConfigError
+from litcifar.errors import ConfigError, DataError
 
 FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # one kernel for the whole step, on CPU and GPU
 
@@ -45,7 +45,8 @@ class ClassifierOptions(TypedDict, total=False):
     optim, scheduler: `_target_` and keyword arguments. An optimizer's `groups` are other ones for some of the kinds of
         `parameter_kinds`, and `until` (see `Triangular`). A scheduler's `interval` is `step` or `epoch`, `monitor` the
         metric it watches, and a value `total_steps` stands for the number of steps (or epochs) of the run.
-    accumulate_grad_batches: batches of an optimizer step, whose mean loss it takes.
+    accumulate_grad_batches: batches of an optimizer step; it takes the sum of their losses divided by this number, also
+        at an epoch's end, where there may be fewer.
     gradient_clip_val, gradient_clip_algorithm: largest norm (or absolute value) of the gradients before a step.
     seed: of dropout, whose random numbers are then a function of seed and step; None takes torch's as they come.
     """
@@ -194,7 +195,6 @@ class ImageClassifier(L.LightningModule):
                 continue
             optimizer.step()
             optimizer.zero_grad()
-            torch.clear_autocast_cache()  # of the weights before the step
             for scheduler in schedulers:
                 scheduler.step()
             over = self.trainer.global_step == self.trainer.max_steps
@@ -366,6 +366,10 @@ class ImageClassifier(L.LightningModule):
                     saved[name][state] = [value] if value.numel() else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Brings what `on_save_checkpoint` took; DataError where a run would go on with other images than before."""
+        now, before = (of.get("fingerprint") for of in (self.provenance, checkpoint.get("litcifar", {})))
+        if now and before and now != before:
+            raise DataError("these are not the images that the run was begun with - give their folder, or train anew")
         self.provenance = self.provenance or checkpoint.get("litcifar", {})
         for name, metric in self.train_metrics.items() if ranks.rank() == 0 else ():
             for state, value in checkpoint.get("train_metrics", {}).get(name, {}).items():
