@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/data_path.py data.root=DIR data.verify=false
 
-A pass fetches the training split in batches of `--batch` through the loader, sends them to the device and augments
-them there; `none` is the loader alone. Each kind first does a few batches untimed. With OMP_NUM_THREADS=1 it is the
-time of one core. Memory is the process's peak, Python, torch and Lightning included.
+A pass is an epoch of the training loader: turns in a shuffled order, sent to the device, split into batches of
+`--batch` and augmented there; `none` is the loader alone. Each kind first does a turn untimed. With OMP_NUM_THREADS=1
+it is the time of one core. Memory is the process's peak, Python, torch and Lightning included.
 """
 
 import itertools
@@ -37,14 +37,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def seconds(data: ImageDataModule, augment: Augment, device: torch.device, batches: int | None = None) -> float:
-    """Of a pass through the training split, or through its first batches."""
-    start, first = measure.now(device), 0
-    for step, (images_BHWC, labels_B) in enumerate(itertools.islice(data.loader("train"), batches)):
-        indices_B = torch.arange(first, first + len(labels_B))
-        images_BHWC, labels_B = images_BHWC.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)
-        augment(images_BHWC, labels_B, 0, step, indices_B, progress=0.0)
-        first += len(labels_B)
+def seconds(data: ImageDataModule, augment: Augment, device: torch.device, turns: int | None = None) -> float:
+    """Of a pass through the training split, or through its first turns."""
+    start = measure.now(device)
+    for *whole, epoch, first in itertools.islice(data.train_dataloader(), turns):
+        of_turn = (tensor.to(device, non_blocking=True).split(data.batch_size) for tensor in whole)
+        for step, (images_BHWC, labels_B, indices_B) in enumerate(zip(*of_turn, strict=True), first):
+            augment(images_BHWC, labels_B, epoch, step, indices_B, progress=0.0)
     return measure.now(device) - start
 
 
@@ -57,7 +56,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("--batch", type=int, default=512, help="images in a batch (512)")
     arguments = parser.parse_intermixed_args()
-    standard = train_config("augment=standard", *arguments.overrides, f"data.eval_batch_size={arguments.batch}")
+    standard = train_config("augment=standard", *arguments.overrides, f"data.batch_size={arguments.batch}")
     report = measure.Report(arguments.json)
     device = measure.device_of(standard)
     data = checkpoints.data_of(standard)
@@ -78,7 +77,7 @@ def main() -> None:
     values: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(arguments.rounds):
         for name, augment in kinds.items():
-            seconds(data, augment, device, batches=3)
+            seconds(data, augment, device, turns=1)
             values[name].append(seconds(data, augment, device) / images)
     for name, of_kind in values.items():
         report.add([1e6 * value for value in of_kind], what=name, unit="us/image")

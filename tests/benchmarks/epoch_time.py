@@ -13,8 +13,10 @@ with validation  litcifar's whole epoch of keras_cnn at its own batch size: vali
 
 Each variant runs the same number of steps twice, short epochs more often, and times all passes but the first, from
 before their first batch is fetched; their median counts. None computes gradients for a group of parameters whose
-`until` lies before such a pass. Where a pass is less than an epoch, its time is scaled by the images. litcifar and the
-others run in processes of their own, so that what litcifar does to its process does not help them. Use an idle machine.
+`until` lies before such a pass; litcifar alone makes averages of the weights, where the experiment has them. Where a
+pass is less than an epoch, its time is scaled by the images. litcifar, the loop with memory kept and all others run in
+three processes, so that what litcifar does to its process does not help them; each round begins with another variant.
+Use an idle machine.
 """
 
 import contextlib
@@ -42,7 +44,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
@@ -84,6 +86,8 @@ class Case:
                 raise ConfigError(
                     f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed"
                 )
+            if self.metrics["config"]["compile"]:
+                raise ConfigError("compile=true has no plain loop here - leave it out")
             network = Path(folder, BEST)  # of the other variants too
             for pool in (self.others, self.kept):
                 pool.submit(_prepare, overrides, network, self.precision, pool is self.kept).result()
@@ -165,10 +169,12 @@ class Others:
 
     def usual_lightning(self, precision: Any) -> float:
         options = self.config.data
+        images = PILImages(self.images_NHWC.numpy(), self.labels_N.tolist(), _transform(self.config))
+        count = min(len(images), self.steps * self.batch)  # else its workers fetch batches that no step takes
         loader = DataLoader(
-            PILImages(self.images_NHWC.numpy(), self.labels_N.tolist(), _transform(self.config)),
+            images,
             batch_size=self.batch,
-            shuffle=options.shuffle,
+            sampler=RandomSampler(images, num_samples=count) if options.shuffle else range(count),
             drop_last=options.drop_last,
             num_workers=2,
             persistent_workers=True,  # else an epoch starts new ones, which a part of an epoch would overstate
@@ -240,6 +246,7 @@ _others: list[Others] = []  # of a process that is not litcifar's: one
 
 def _prepare(overrides: list[str], checkpoint: Path, precision: str, keep: bool) -> None:
     quiet()
+    torch.backends.cudnn.benchmark = True  # as litcifar has it on a GPU
     _others.append(Others(overrides, checkpoint, precision))
     if keep:
         memory.keep_freed()
@@ -406,8 +413,9 @@ def main() -> None:
             variants["with validation"] = functools.partial(case.litcifar, validation=True)
         values: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(arguments.rounds):
-            for name, measured in variants.items():
-                values[name].append(measured())
+            order = [*variants][number % len(variants) :] + [*variants][: number % len(variants)]
+            for name in order:
+                values[name].append(variants[name]())
             latest = ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in values.items())
             report.console.print(f"{experiment} {batch}, round {number + 1}: {latest}", soft_wrap=True)
         labels = {"experiment": experiment, "batch": str(batch), "steps": f"{case.steps} of {case.steps_of_epoch}"}

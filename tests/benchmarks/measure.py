@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from litcifar import device
 from litcifar.config import TrainConfig
 from litcifar.console import console, quiet
 from litcifar.errors import UserError
@@ -45,8 +46,7 @@ def run(main: Callable[[], None]) -> None:
 
 def device_of(config: TrainConfig) -> torch.device:
     """CUDA where litcifar takes it, else the CPU: other accelerators are not measured."""
-    cuda = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
+    return torch.device("cuda" if device.uses_cuda(config) else "cpu")
 
 
 def now(device: torch.device) -> float:
