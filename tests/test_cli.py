@@ -292,11 +292,11 @@ def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(  # type
     assert "cannot write 'sweep/leaderboard.csv'" in outcome.err
 
 
-def test_a_sweep_does_not_go_on_with_a_run(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
-    run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
-    outcome = run(TRAIN, "-m", "resume=run", "trainer.max_epochs=2,3")
-    assert outcome.code != 0
-    assert "a resumed run goes on in its own folder - leave out -m" in outcome.err
+@pytest.mark.parametrize("asked", ["resume=run", "resume=run,other"])
+def test_a_sweep_does_not_go_on_with_a_run(run, asked: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, "-m", asked, "trainer.max_epochs=2,3")
+    assert outcome.code == 2
+    assert outcome.err == f"error: {asked}: a resumed run goes on in its own folder - leave out -m\n"
 
 
 def test_a_launcher_without_its_package_is_named_with_how_to_install_it() -> None:

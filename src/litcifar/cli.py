@@ -78,8 +78,6 @@ def _train(cfg: DictConfig) -> float:
     config = check(_container(cfg), TrainConfig)
     if config.resume:
         find_checkpoint(config.resume, LAST)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            raise ConfigError("a resumed run goes on in its own folder - leave out -m")
     if ranks.launched() and not any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra):
         raise ConfigError("the processes that torchrun starts need one folder - give hydra.run.dir=...")
     changed = _changed(config, asked)
@@ -295,10 +293,12 @@ def _end_quietly() -> NoReturn:
 def resume_in_place(arguments: list[str]) -> list[str]:
     """With `resume=...`, the run goes on in the folder of its checkpoint, whose `.hydra` stays as it was.
 
-    Raises ConfigError where another folder was asked for.
+    Raises ConfigError where another folder was asked for, or a sweep.
     """
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if key == "resume" and not {"-m", "--multirun"}.isdisjoint(arguments):
+            raise ConfigError(f"{argument}: a resumed run goes on in its own folder - leave out -m")
         path = os.path.expanduser(value.strip("'\""))
         if key == "resume" and os.path.exists(path):  # which, unlike Path's, is False for what no file can be called
             folder = path if os.path.isdir(path) else os.path.dirname(path)
