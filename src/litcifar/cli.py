@@ -174,7 +174,8 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         FAILURES[:] = [failure for failure in FAILURES if isinstance(failure, InUseError)]  # the others have a file
         for file in sorted(folder.rglob(FAILURE_FILE)):  # of jobs in other processes too
-            FAILURES.append(UserError(f"{file.parent}: {file.read_text().partition(chr(10))[0]}"))
+            message, _, _ = file.read_text().partition("\n")
+            FAILURES.append(UserError(f"{file.parent}: {message}"))
         try:
             compare([folder], None)
         except CheckpointError as error:  # no run has finished

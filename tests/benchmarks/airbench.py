@@ -69,9 +69,9 @@ class Script:
         data.setup()
         os.chdir(folder)
         Path("cifar10").mkdir()
-        for name, split in (("train", "train"), ("test", "test")):
+        for split in ("train", "test"):
             content = {"images": data.images(split), "labels": data.labels(split), "classes": data.classes}
-            torch.save(content, f"cifar10/{name}.pt")
+            torch.save(content, f"cifar10/{split}.pt")
         source = path.read_text()
         for word, on_a_cpu in ON_A_CPU.items() if not cuda else ():
             source = source.replace(word, on_a_cpu)
