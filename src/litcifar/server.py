@@ -1,5 +1,6 @@
 """A Gradio page, served on this machine: what it needs is let through, and all else that Gradio would answer is not."""
 
+import errno
 import json
 import re
 import socket
@@ -140,7 +141,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        way_out = "set port=0 for any free one, or another" if error.args[:1] != (-2,) else "use host=127.0.0.1"
+        no_such_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        way_out = "use host=127.0.0.1" if no_such_host else "set port=0 for any free one, or another"
         raise MachineError(f"nothing can be served on {host}, port {port} ({error.strerror}) - {way_out}") from error
 
 
