@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from litcifar import checkpoints, training
-from litcifar.checkpoints import config_of, model_of, read
+from litcifar.checkpoints import config_of, load, model_of, read
 from litcifar.config import train_config
 from litcifar.data import CIFAR10DataModule
 from litcifar.errors import CheckpointError
@@ -45,7 +45,7 @@ def altered(run: Path, tmp_path: Path, **parts: Any) -> Path:
 def test_the_model_reloads_from_the_file_alone(run: Path) -> None:
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     lightning = ConvPool.load_from_checkpoint(run / "best.ckpt", weights_only=True).eval()
-    ours = model_of(read(run / "best.ckpt"))
+    ours = load(run).model
     assert torch.equal(lightning(images), ours(images))
     assert ours.classes[3] == "cat"
 

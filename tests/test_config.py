@@ -112,6 +112,29 @@ def test_mappings_of_free_keys_are_replaced_as_a_whole_or_added_to(
         assert checked.optim.groups.keys() == groups
 
 
+@pytest.mark.parametrize(
+    ("program", "overrides", "message"),
+    [
+        ("export", ("ckpt=x", "output=net.pt2"), r"output=net\.pt2 is no name for format=onnx - let it end in \.onnx"),
+        ("export", ("ckpt=x", "format=pt2", "output=net.onnx"), r"output=net\.onnx is no name for format=pt2"),
+        ("compare", ("csv=board.html",), r"csv=board\.html - its name has to end in \.csv"),
+    ],
+)
+def test_a_file_is_named_by_what_is_written(program: str, overrides: tuple[str, ...], message: str) -> None:
+    schemas: dict[str, type[Node]] = {"export": config.ExportConfig, "compare": config.CompareConfig}
+    with pytest.raises(ConfigError, match=message):
+        check(config.compose(program, *overrides), schemas[program])
+
+
+def test_cuda_graphs_do_not_add_up_gradients(compose: Compose) -> None:
+    parts = "trainer.accumulate_grad_batches=2"
+    with pytest.raises(
+        ConfigError, match=r"compile=max-autotune is of CUDA graphs.+ - set compile=max-autotune-no-cuda"
+    ):
+        compose("compile=max-autotune", parts)
+    assert compose("compile=max-autotune-no-cudagraphs", parts).compile == "max-autotune-no-cudagraphs"
+
+
 def test_each_job_of_a_sweep_over_mappings_has_its_own() -> None:
     swept = opened(["augment.resolution={20:0.25},{16:0.5}", "optim.groups.norm.lr=1,2"])
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from litcifar import cli, training
 from litcifar import demo as demo_module
-from litcifar.checkpoints import config_of, model_of, read
+from litcifar.checkpoints import load
 from litcifar.config import DemoConfig, WhereConfig, check, train_config
 from litcifar.data import cifar10_archive, cifar10_files
 from litcifar.demo import answer, demo, examples_of, known_of, png_of
@@ -55,7 +55,7 @@ def run(tiny_cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(run: Path) -> ImageClassifier:
-    return model_of(read(run / "best.ckpt"))
+    return load(run).model
 
 
 def config(run: Path, *overrides: str) -> DemoConfig:
@@ -132,24 +132,22 @@ def test_a_drawing_is_a_png_file_and_nothing_else() -> None:
 
 
 def test_examples_are_the_first_test_images_of_each_class(run: Path, tiny_cifar10: Path) -> None:
-    checkpoint = read(run / "best.ckpt")
-    trained = config_of(checkpoint)
-    examples = examples_of(checkpoint, trained, config(run).data)
+    checkpoint = load(run)
+    examples = examples_of(checkpoint.config, checkpoint.provenance.fingerprint, config(run).data)
     assert examples.note == ""
     assert examples.images_NHWC.shape == (30, 32, 32, 3)
     assert examples.labels[:4] == ["airplane", "airplane", "airplane", "automobile"]
     _, _, images, labels = cifar10_files.read(tiny_cifar10, verify=False)
     np.testing.assert_array_equal(examples.images_NHWC[:3], images[labels == 0][:3])
     np.testing.assert_array_equal(examples.images_NHWC[-3:], images[labels == 9][:3])
-    checkpoint["litcifar"]["fingerprint"] = "another"
-    note = examples_of(checkpoint, trained, config(run).data).note
+    note = examples_of(checkpoint.config, "another", config(run).data).note
     assert note == "These are not the images that it was trained on."
 
 
 def test_examples_of_shapes_and_of_some_classes() -> None:
     trained = train_config("data=shapes", "data.classes=[star,ring]")
     where = WhereConfig(root=None, verify=None)
-    examples = examples_of({}, trained, where)
+    examples = examples_of(trained, "", where)
     assert examples.labels == ["star"] * 15 + ["ring"] * 15
     assert examples.images_NHWC.dtype == np.uint8
 
@@ -159,9 +157,8 @@ def test_examples_are_never_downloaded(run: Path, tmp_path: Path, monkeypatch: p
         raise AssertionError("a download")
 
     monkeypatch.setattr(cifar10_archive, "fetch", fetch)
-    checkpoint = read(run / "best.ckpt")
     where = config(run, f"data.root={tmp_path / 'nowhere'}").data
-    examples = examples_of(checkpoint, config_of(checkpoint), where)
+    examples = examples_of(load(run).config, "", where)
     assert not len(examples.labels)
     assert examples.why.startswith("none: there is no folder ")
     assert "set data.root to the folder" in examples.why
@@ -169,9 +166,8 @@ def test_examples_are_never_downloaded(run: Path, tmp_path: Path, monkeypatch: p
     assert str(tmp_path) not in examples.note
 
 
-def test_what_is_known_of_a_network(run: Path, model: ImageClassifier, tmp_path: Path) -> None:
-    checkpoint = read(run / "best.ckpt")
-    known = known_of(run / "best.ckpt", checkpoint, config_of(checkpoint), model)
+def test_what_is_known_of_a_network(run: Path, tmp_path: Path) -> None:
+    known = known_of(load(run))
     metrics = json.loads((run / "metrics.json").read_text())
     assert known.facts["test accuracy"] == f"{100 * metrics['test/acc']:.2f} %"
     assert known.facts["parameters"] == f"{3072 * 8 + 8 + 8 * 10 + 10:,}"
@@ -183,11 +179,11 @@ def test_what_is_known_of_a_network(run: Path, model: ImageClassifier, tmp_path:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "page.png").write_text("<script>")
     (tmp_path / "metrics.json").write_text("{")
-    alone = known_of(tmp_path / "best.ckpt", checkpoint, config_of(checkpoint), model)
+    alone = known_of(load(tmp_path))
     assert not alone.figures
     assert "test accuracy" not in alone.facts
     assert alone.note.startswith("There is no metrics.json")
-    assert known_of(run / "last.ckpt", checkpoint, config_of(checkpoint), model).figures == {}
+    assert known_of(load(run / "last.ckpt")).figures == {}
 
 
 def test_a_missing_gradio_is_named_with_how_to_install_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,21 @@ from tests.conftest import Compose
 from tests.test_training import CNN, weights
 
 
+@pytest.mark.parametrize(("compile", "mode"), [("true", None), ("max-autotune", "max-autotune")])
 def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile: str, mode: str | None
 ) -> None:
     compiled: list[dict[str, Any]] = []
 
-    def compile(function: Any, **options: Any) -> Any:
+    def compiler(function: Any, **options: Any) -> Any:
         compiled.append(options)
         return function
 
     monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
-    monkeypatch.setattr(torch, "compile", compile)
-    for name, options in (("plain", ()), ("compiled", ("compile=true", "ema=0.9"))):
+    monkeypatch.setattr(torch, "compile", compiler)
+    for name, options in (("plain", ()), ("compiled", (f"compile={compile}", "ema=0.9"))):
         training.train(compose(*CNN, *options, "trainer.max_epochs=1"), tmp_path / name)
-    assert compiled == [{"dynamic": False}]
+    assert compiled == [{"dynamic": False, "mode": mode}]
     assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
 
 
@@ -35,11 +36,11 @@ def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "which", {"gcc": "gcc"}.get)
     with pytest.raises(MachineError, match=r"compile=true needs a C\+\+ compiler, .+ - install g\+\+ or leave it out"):
         training.train(compose("model=mlp", "compile=true"), tmp_path)
-    device.compile_network(MLP(), cuda=True)
+    device.compile_network(MLP(), None, cuda=True)
     monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
-    device.compile_network(MLP(), cuda=False)
+    device.compile_network(MLP(), None, cuda=False)
     with pytest.raises(MachineError, match=r"compile=true needs a C compiler, .+ - install gcc or leave it out"):
-        device.compile_network(MLP(), cuda=True)
+        device.compile_network(MLP(), None, cuda=True)
 
 
 def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +58,14 @@ def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: 
         for name in missing:
             with pytest.raises(MachineError, match=f"accelerator={name}: none was found - use auto"):
                 device.chosen(name)
+
+
+def test_an_apple_gpu_is_told_as_one(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.description(device.chosen("gpu")) == "Apple GPU (MPS)"
+    config = compose("trainer.accelerator=gpu", "trainer.precision=auto")
+    assert device.precision_of(config, cuda=False) == ("32-true", "the usual on MPS")
 
 
 def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose: Compose, tmp_path: Path) -> None:
@@ -101,6 +110,11 @@ def test_what_cannot_be_started_is_refused(
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, ["trainer=default"], "give trainer=ddp"),
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, ["trainer=ddp"], "started 4 processes, 2 on this machine"),
         ({"WORLD_SIZE": "9", "LOCAL_WORLD_SIZE": "9"}, ["trainer=ddp"], "leaves 6 images in the last batch for 9"),
+        (
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            ["trainer=ddp", "data.batch_size=1", "data.drop_last=true"],
+            r"data\.batch_size=1 leaves 1 images in the last batch for 2 processes - choose another size$",
+        ),
     ],
 )
 def test_processes_and_configuration_have_to_agree(

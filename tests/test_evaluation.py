@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litcifar import training
-from litcifar.checkpoints import model_of, read
+from litcifar.checkpoints import load
 from litcifar.config import EvaluateConfig, TrainConfig, check, train_config
 from litcifar.data import CIFAR10DataModule
 from litcifar.data.cifar10_files import CLASSES
@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_figures_image_by_image(compose: Compose, t
     data = CIFAR10DataModule(**compose().data.model_dump(include={"root", "verify", "val_size"}))
     train_images, train_labels, test_images, test_labels = data.read()
     of_file = {"val": (train_images, train_labels), "test": (test_images, test_labels)}
-    model = model_of(read(tmp_path / "best.ckpt"))
+    model = load(tmp_path).model
     for result in results:
         folder = tmp_path / "evaluation" / "best" / result.split
         found = rows(folder / "predictions.csv")

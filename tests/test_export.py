@@ -14,7 +14,7 @@ from PIL import Image
 
 from litcifar import export as export_module
 from litcifar import training
-from litcifar.checkpoints import model_of, read
+from litcifar.checkpoints import load
 from litcifar.config import ExportConfig, TrainConfig, check, train_config
 from litcifar.data import shapes
 from litcifar.errors import ConfigError, MachineError, UserError
@@ -52,7 +52,7 @@ def config(ckpt: Path, *overrides: str) -> ExportConfig:
 
 def expected(run: Path, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return model_of(read(run / "best.ckpt"))(torch.from_numpy(images)).softmax(1).numpy()
+        return load(run).model(torch.from_numpy(images)).softmax(1).numpy()
 
 
 def test_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +69,7 @@ def test_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         np.testing.assert_allclose(answers, expected(run, images[:count]), atol=1e-5)
         np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map
-    model = model_of(read(run / "best.ckpt"))
+    model = load(run).model
     assert json.loads(metadata["classes"]) == model.classes
     assert json.loads(metadata["image_size"]) == 32
     onnx.checker.check_model(onnx.load(path), full_check=True)
@@ -86,7 +86,7 @@ def test_pt2(run: Path, tmp_path: Path) -> None:
         with torch.no_grad():
             answers = program(torch.from_numpy(images[:count])).numpy()
         np.testing.assert_allclose(answers, expected(run, images[:count]), atol=1e-5)
-    assert json.loads(extra["metadata.json"])["classes"] == model_of(read(run / "best.ckpt")).classes
+    assert json.loads(extra["metadata.json"])["classes"] == load(run).model.classes
 
 
 def test_the_file_lies_beside_the_checkpoint_and_is_kept(plain_run: Path) -> None:

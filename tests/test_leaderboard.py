@@ -100,12 +100,23 @@ def test_seeds_of_one_config_are_one_row(tmp_path: Path) -> None:
         ("logger", {"_target_": "TensorBoardLogger"}),
         ("data.root", "/elsewhere"),
         ("data.mirrors", []),
+        ("data.verify", False),
     ],
 )
 def test_keys_without_effect_do_not_split_a_row(tmp_path: Path, key: str, value: object) -> None:
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, config={key: value})
     assert [row.seeds for row in compare([tmp_path])] == [(0, 1)]
+
+
+def test_the_precision_that_auto_chose_splits_a_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0, config={"trainer": {"precision": "auto"}})
+    write_run(tmp_path / "b", 1, config={"trainer": {"precision": "auto"}}, precision="bf16-mixed")
+    write_run(tmp_path / "c", 2, config={"trainer": {"precision": "32-true"}})
+    assert {(row.seeds, row.differs) for row in compare([tmp_path])} == {
+        ((0, 2), "trainer.precision=32-true"),
+        ((1,), "trainer.precision=bf16-mixed"),
+    }
 
 
 def test_rows_of_one_name_show_the_keys_in_which_they_differ(tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ CNN = ("model=conv_pool", "model.widths=[4,8]", "data.batch_size=24", "data.eval
 NORM = ("model.norm=conv", "model.conv_bias=false")
 SUMS = ("model.loss_reduction=sum", "model.l1=1e-3", "optim=sgd", "optim.lr=1e-4")
 PARTS = ("augment.mixup=0.2", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1")
+ENDING = ("optim=sgd", "scheduler=triangular", "model.stem=whitened", "optim.groups={stem:{until:0.3}}")
 RECIPES = {
     "an MLP, tested": ("model=mlp", "model.hidden=[16]", "optim=sgd", "figures=true", "logger=tensorboard"),
     "batch norm": (*CNN, *NORM, "augment=standard", "scheduler=triangular"),
     "sums": (*CNN, *SUMS),
     "mixup and parts of steps": (*CNN, *PARTS),
     "averages": (*CNN, *NORM, "ema=0.9", "lookahead=3", "optim=muon", "model.stem=whitened"),
+    "a stem that ends, clipped": (*CNN, *NORM, *ENDING, "trainer.gradient_clip_val=0.1"),
 }
 WHOLE, STOPPED, SEEN = "whole", "stopped", "seen"  # folders
 

@@ -83,7 +83,7 @@ def test_use() -> None:
         if "-m" not in command:
             config = train_config(*command[1:])
             if config.data.target != "litcifar.data.ImageFolderDataModule":  # its classes are its folders
-                training._try(training.new_model(config, checkpoints.data_of(config)), config)
+                training.check_trainable(training.new_model(config, checkpoints.data_of(config)), config)
 
 
 def test_make_it_yours(  # type: ignore[no-untyped-def]
@@ -122,11 +122,11 @@ def test_make_it_yours(  # type: ignore[no-untyped-def]
         assert refused.err.count("\n") == 1
         assert not sys.modules.keys() & {"my_net", "my_data"}
     (folder,) = (workplace / "outputs" / "tiny").iterdir()
-    model = checkpoints.model_of(checkpoints.read(folder / "best.ckpt"), ["my_net"])
+    model = checkpoints.load(folder, ["my_net"]).model
     assert isinstance(model, Wrapped)
     assert model.net[1].features[0].out_channels == 64  # type: ignore[index]
     (folder,) = (workplace / "outputs" / "cifar100").iterdir()
-    assert checkpoints.model_of(checkpoints.read(folder / "best.ckpt"), ["my_data"]).classes[19] == "class 19"
+    assert checkpoints.load(folder, ["my_data"]).model.classes[19] == "class 19"
     for module in ("my_net", "my_data"):
         sys.modules.pop(module, None)
 
@@ -164,7 +164,7 @@ def test_use_the_model(  # type: ignore[no-untyped-def]
     runpy.run_path(name, run_name="__main__")
     printed = capsys.readouterr().out.splitlines()
     (folder,) = (workplace / "outputs" / "quickstart").iterdir()
-    model = checkpoints.model_of(checkpoints.read(folder / "best.ckpt"))
+    model = checkpoints.load(folder).model
     rows = rows_of(model, [Path("photo.jpg"), Path("photos/a.png")], 1)
     for line, row in zip(printed, rows, strict=True):
         ((best, share),) = row.answers

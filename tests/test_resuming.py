@@ -237,6 +237,17 @@ def test_a_run_that_goes_on_is_no_longer_a_finished_one(compose: Compose, tmp_pa
     assert read_metrics(tmp_path) is None
 
 
+def test_averages_that_were_planned_for_the_run_cannot_be_prolonged(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp", "lookahead=5"), tmp_path)
+    training.train(compose("model=mlp", "lookahead=5"), tmp_path)
+    assert "max_epochs" not in capsys.readouterr().out
+    more = compose(f"resume={tmp_path}", "trainer.max_epochs=3")
+    with pytest.raises(ConfigError, match=r"planned by its lookahead for 2 epochs"):
+        training.train(more, tmp_path, changed=("resume", "trainer.max_epochs"))
+
+
 def test_image_sizes_that_were_planned_for_the_run_cannot_be_prolonged(compose: Compose, tmp_path: Path) -> None:
     training.train(
         compose("model=conv_pool", "model.widths=[4]", "model.global_pool=max", "augment.resolution={16:0.5}"), tmp_path

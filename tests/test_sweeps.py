@@ -81,7 +81,7 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
         assert (config.trainer.max_epochs, config.data.batch_size) == short[config.model.target]
         assert config.scheduler or file.stem == "learning_rate_schedule"
         recipes.add(json.dumps(config.model_dump(), sort_keys=True))
-        training._try(training.new_model(config, checkpoints.data_of(config)), config)
+        training.check_trainable(training.new_model(config, checkpoints.data_of(config)), config)
     assert len(recipes) == len(combined) / 3 >= 3
 
 
@@ -144,16 +144,17 @@ def test_the_best_value_is_told_with_the_interval_of_its_lead(tmp_path: Path) ->
 def test_values_that_three_seeds_cannot_tell_apart_are_called_equal(tmp_path: Path) -> None:
     found = answered(tmp_path, {"2": [0.72, 0.73, 0.74], "3": [0.71, 0.72, 0.73], "4": [0.5, 0.51, 0.52]})
     assert found.words() == (
-        "pool_size: 2 and 3 cannot be told apart with 3 seeds, 73.0 ± 1.0 % and 72.0 ± 1.0 % "
+        "pool_size: 2 is highest, 73.0 ± 1.0 %; 3, 72.0 ± 1.0 %, cannot be told from it with 3 seeds "
         "(difference 1.0 points, 95 % interval -1.3 to 3.3; n=3); 4 is lower, 51.0 ± 1.0 %"
     )
 
 
-def test_where_nothing_can_be_told_that_is_said(tmp_path: Path) -> None:
-    found = answered(tmp_path, {"a": [0.72, 0.73, 0.74], "b": [0.71, 0.72, 0.73]})
-    assert found.words() == (
-        "pool_size: no difference can be told with 3 seeds, highest are a, 73.0 ± 1.0 %, and b, 72.0 ± 1.0 % "
-        "(difference 1.0 points, 95 % interval -1.3 to 3.3; n=3)"
+def test_no_more_is_said_than_the_comparisons_with_the_best_value_tell(tmp_path: Path) -> None:
+    """b and c differ by far; a's deviation is large: 2.000 degrees of freedom against b, t = 4.30."""
+    accs = {"a": [0.4, 0.5, 0.6], "b": [0.489, 0.49, 0.491], "c": [0.399, 0.4, 0.401]}
+    assert answered(tmp_path, accs).words() == (
+        "pool_size: a is highest, 50.0 ± 10.0 %; b and c, 49.0 ± 0.1 % at best, cannot be told from it with 3 seeds "
+        "(difference 1.0 points, 95 % interval -23.8 to 25.8; n=3)"
     )
 
 

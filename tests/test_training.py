@@ -192,6 +192,46 @@ def test_a_run_that_overfits_some_batches_is_validated_on_all_images(compose: Co
     assert (answer.acc, answer.loss) == (metrics["val/acc"], metrics["val/loss"])
 
 
+def test_a_share_of_batches_that_leaves_none_is_named(compose: Compose, tmp_path: Path) -> None:
+    for key in ("overfit_batches", "limit_train_batches", "limit_val_batches"):
+        with pytest.raises(ConfigError, match=rf"^trainer\.{key}=0\.0001 leaves no batch"):
+            training.train(compose("model=mlp", f"trainer.{key}=0.0001"), tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.float32), ("64-true", torch.float64)])
+def test_averages_of_weights_of_another_precision(
+    compose: Compose, tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    config = compose("model=mlp", "ema=0.9", f"trainer.precision={precision}", "trainer.max_epochs=4")
+    metrics = training.train(config, tmp_path)
+    saved = weights(tmp_path)
+    average, last = (saved[key]["net.1.weight"] for key in ("state_dict", "current_model_state"))
+    assert (average.dtype, last.dtype) == (
+        dtype,
+        getattr(torch, {"bf16-true": "bfloat16", "64-true": "float64"}[precision]),
+    )
+    assert not torch.equal(average.to(last.dtype), last)
+    asked = configuration.compose("evaluate", f"ckpt={tmp_path}", "split=val", "figures=false")
+    (result_of_best,) = evaluate(check(asked, EvaluateConfig))
+    assert (result_of_best.acc, result_of_best.loss) == (metrics["val/acc"], metrics["val/loss"])
+
+
+def test_the_learning_rate_that_is_told_is_of_a_group_that_trains_to_the_end(compose: Compose, tmp_path: Path) -> None:
+    groups = "optim.groups={stem:{until:0.3},norm:{lr:0.02},head:{lr:0.02},hidden:{lr:0.02}}"
+    stem = ("model.stem=whitened", "model.widths=[4]", "model.norm=conv", "model.conv_bias=false")
+    training.train(compose("model=conv_pool", *stem, "scheduler=triangular", groups), tmp_path)
+    assert [float(row["lr"]) > 0 for row in rows(tmp_path)] == [True, True]
+
+
+def test_the_time_left_is_that_of_max_steps(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.train(compose("model=mlp", "trainer.max_epochs=100000", "trainer.max_steps=20"), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2
+    assert all(line.endswith("0:00 left") for line in lines)
+
+
 def test_test_set_is_left_alone_unless_asked_for(compose: Compose, tmp_path: Path) -> None:
     metrics = training.train(compose("model=mlp", "test=false"), tmp_path)
     assert metrics["test/acc"] is None

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 -- the arguments `run` and `tiny` are the fixtures of those names
 
+import dataclasses
 import re
 import signal
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_a_search_that_was_interrupted_is_the_one_that_never_was(  # type: ignor
     other = run(TRAIN, *search, "hydra.sweep.dir=sweep", "model.hidden=[9]", "augment=none,shift")
     assert other.code == 2
     assert "'sweep' holds a search that differs in augment, model.hidden - give the same keys" in other.err
+    other = run(TRAIN, *search, "hydra.sweep.dir=sweep", "seed=1", "test=true")
+    assert (other.code, "'sweep' holds a search that differs in seed - give" in other.err) == (2, True)
+
+
+def test_the_best_of_short_trials_is_trained_for_the_experiments_epochs(  # type: ignore[no-untyped-def]
+    run, tiny: list[str]
+) -> None:
+    few = [argument for argument in tiny if not argument.startswith("trainer.max_epochs=")]
+    few += ["trainer.limit_train_batches=1", "hydra.sweeper.n_trials=1", "model.hidden=[8]"]
+    outcome = run(TRAIN, "-m", "sweep=optuna", "experiment=numpy_mlp", "length=short", *few)
+    assert outcome.code == 0, outcome.err
+    assert "epoch 10/10" in outcome.out
+    train = outcome.out.split("\ntrain it  ")[1].splitlines()[0]
+    assert " length=short " in train
+    assert " trainer.max_epochs=100 " in train
 
 
 def test_a_failed_trial_is_never_the_best(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -231,12 +247,19 @@ def test_the_last_epoch_is_never_pruned_and_one_without_validation_is_not_told(
 def test_what_was_found_is_told_with_the_command_that_trains_it(tmp_path: Path) -> None:
     trials = [trial(0, TrialState.COMPLETE, 0.5), trial(1, TrialState.PRUNED), trial(2, TrialState.COMPLETE, 0.7)]
     fixed = ["sweep=optuna", "experiment=simple_cnn", "length=short", "model.head=[64]"]
-    search = Search([*trials, trial(3, TrialState.FAIL), trial(4, TrialState.RUNNING)], SPACE, fixed, {})
+    search = Search([*trials, trial(3, TrialState.FAIL), trial(4, TrialState.RUNNING)], SPACE, fixed, {}, epochs=20)
     assert search.words() == (
         "optuna: best is trial 2 with val 70.00 %, optim.lr=0.001235 augment=flip "
         "(2 complete, 1 pruned, 1 failed, 1 interrupted)"
     )
-    assert search.command() == "litcifar-train experiment=simple_cnn 'model.head=[64]' optim.lr=0.001235 augment=flip"
+    assert search.command() == (
+        "litcifar-train experiment=simple_cnn length=short 'model.head=[64]' trainer.max_epochs=20 "
+        "optim.lr=0.001235 augment=flip"
+    )
+    asked = dataclasses.replace(search, fixed=["length=short", "trainer.max_epochs=3"])
+    assert asked.command() == (
+        "litcifar-train length=short trainer.max_epochs=3 optim.lr=0.001235 augment=flip"  # as it was asked for
+    )
     empty = Search([trial(0, TrialState.FAIL)], SPACE, fixed, {})
     assert (empty.words(), empty.command()) == ("optuna: no trial has finished (1 failed)", None)
     assert search_of(tmp_path) is None

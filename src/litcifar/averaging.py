@@ -14,26 +14,29 @@ from litcifar.models import ImageClassifier
 class EMA(EMAWeightAveraging):
     """Lightning's exponential moving average, from the first step's weights on; of batch norm's running statistics too.
 
-    Its own callback is called once a turn, and a turn is many steps; torch's own update waits for a GPU in each.
+    Its own callback is called once a turn, and a turn is many steps; torch's own update waits for a GPU in each. Of
+    weights in half precision, where a step's share would be lost, the average is float32 between two validations.
     """
 
-    def __init__(self, decay: float, device: str | None = None) -> None:
-        super().__init__(decay=decay, device=device)
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
         self.decay = decay
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._average_model is not None
+        dtype = torch.promote_types(pl_module.dtype, torch.float32)  # type: ignore[arg-type]
+        self._average_model.to(pl_module.device, dtype)
         average, weights = (
             [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
             for module in (self._average_model.module, pl_module)
         )
         blend, count = get_ema_multi_avg_fn(self.decay), self._average_model.n_averaged
-        has_begun = bool(count > 0)
+        has_begun, exact = bool(count > 0), pl_module.dtype == dtype
 
         def update(*_: Any) -> None:
             nonlocal has_begun
             if has_begun:
-                blend(average, weights, count)
+                blend(average, weights if exact else [weight.to(dtype) for weight in weights], count)
             else:
                 torch._foreach_copy_(average, weights)
                 has_begun = True

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from litcifar.config import LookConfig, Precision, TrainConfig, Word, build, che
 from litcifar.data import ImageDataModule
 from litcifar.errors import CheckpointError, ConfigError, DivergedError
 from litcifar.models import ImageClassifier, build_model
+from litcifar.run_folder import BEST, find_checkpoint
 
 FORMAT_VERSION = 1
 
@@ -86,6 +88,25 @@ class Content(BaseModel):
     state_dict: dict[str, torch.Tensor]
     epoch: int
     callbacks: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is made of a file. epoch: after which it was saved, from 1. model: on the CPU, in evaluation mode."""
+
+    path: Path
+    epoch: int
+    provenance: Provenance
+    config: TrainConfig
+    model: ImageClassifier
+
+
+def load(path: str | Path, trust: Sequence[str] = ()) -> Checkpoint:
+    """A file's checkpoint, or best.ckpt's of a run's folder; CheckpointError as of `read`, `config_of`, `model_of`."""
+    found = find_checkpoint(str(path), BEST)
+    content = read(found)
+    config, model = config_of(content, trust), model_of(content, trust)
+    return Checkpoint(found, content["epoch"] + 1, Provenance.model_validate(content["litcifar"]), config, model)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from litcifar.config import TrainConfig, plain
 from litcifar.console import short
 from litcifar.keys import flat
-from litcifar.resuming import planned
+from litcifar.resuming import may_train_on, planned
 from litcifar.run_folder import BEST
 
 PYTHON = """\
@@ -29,7 +29,7 @@ def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     folder = short(run_dir)
     evaluate = ["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trusting(config.trust)]
     commands = {"results": folder, "evaluate": shlex.join(evaluate)}
-    if not planned(config) and not config.early_stopping:  # which may have ended it
+    if may_train_on(config):
         more = [f"trainer.max_epochs={2 * config.trainer.max_epochs}"]
         more += ["trainer.max_steps=-1"] if config.trainer.max_steps != -1 else []
         more += ["trainer.max_time=null"] if config.trainer.max_time else []

@@ -28,6 +28,18 @@ from litcifar.errors import ConfigError
 from litcifar.keys import compose, suggestion
 
 TRUSTED = ("litcifar", "torch.optim", "lightning.pytorch.loggers")
+WITHOUT_EFFECT = (  # on the training: a resumed run may differ in these keys, and they make no row of the leaderboard
+    "test",
+    "tta",
+    "figures",
+    "trust",
+    "compile",
+    "data.root",
+    "data.verify",
+    "data.mirrors",
+    "data.download_seconds",
+    "data.num_workers",
+)
 
 
 def _table_file(path: str) -> str:
@@ -116,8 +128,6 @@ class OwnDataConfig(DataConfig):
 
 
 class ModelConfig(Node):
-    init: Literal["default", "fan_in", "he", "glorot"]
-    activation: Activation
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     label_smoothing: Share
@@ -127,6 +137,8 @@ class ModelConfig(Node):
 
 class MLPConfig(ModelConfig):
     target: Literal["litcifar.models.MLP"] = Field(alias="_target_")
+    init: Literal["default", "fan_in", "he", "glorot"]
+    activation: Activation
     hidden: list[Count]
     batch_norm: bool
     dropout: Share
@@ -134,7 +146,8 @@ class MLPConfig(ModelConfig):
 
 class ConvPoolConfig(ModelConfig):
     target: Literal["litcifar.models.ConvPool"] = Field(alias="_target_")
-    init: Literal["default", "fan_in", "he", "glorot", "dirac"]  # type: ignore[assignment]
+    init: Literal["default", "fan_in", "he", "glorot", "dirac"]
+    activation: Activation
     widths: Annotated[list[Count], Field(min_length=1)]
     convs: Count | list[Count]
     kernel_size: Count | list[Count]
@@ -159,17 +172,12 @@ class ConvPoolConfig(ModelConfig):
     logit_scale: Positive
 
 
-class OwnModelConfig(Node):
+class OwnModelConfig(ModelConfig):
     """A user's own network; the rest is checked against its signature."""
 
     model_config = ConfigDict(extra="allow")
 
     target: Target = Field(alias="_target_")
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
-    label_smoothing: Share
-    l1: NonNegative
-    loss_reduction: Literal["mean", "sum"]
 
 
 def _kind(spec: Any) -> str:
@@ -284,7 +292,7 @@ class TrainConfig(Node):
     tune: Literal["lr"] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     lookahead: Count | None = None
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     early_stopping: Count | None
     figures: bool = True
     data: Data
@@ -310,6 +318,12 @@ class TrainConfig(Node):
             key = "devices" if self.trainer.devices != 1 else "num_nodes"
             value = getattr(self.trainer, key)
             raise ValueError(f"trainer.{key}={value} is several processes - set trainer=ddp beside it, or leave it out")
+        accumulated = self.trainer.accumulate_grad_batches
+        if accumulated > 1 and self.compile in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"compile={self.compile} is of CUDA graphs, in which gradients are not added up - set "
+                f"compile=max-autotune-no-cudagraphs, or leave out trainer.accumulate_grad_batches={accumulated}"
+            )
         if self.tune and self.resume:
             raise ValueError(f"tune={self.tune} begins with new weights - leave out resume")
         for group, target in (("data", self.data.target), ("model", self.model.target)):
@@ -400,6 +414,15 @@ class ExportConfig(Node):
     overwrite: bool
     trust: Trust
 
+    @model_validator(mode="after")
+    def _is_named_by_its_format(self) -> "ExportConfig":
+        if self.output and not self.output.endswith(f".{self.format}"):
+            raise ValueError(
+                f"output={self.output} is no name for format={self.format} - let it end in .{self.format}, or give "
+                "another format"
+            )
+        return self
+
 
 class LookConfig(Node):
     """The whole of `conf/look.yaml`."""
@@ -419,7 +442,7 @@ class CompareConfig(Node):
         root: Folder | None
 
     folders: Annotated[list[Text], Field(min_length=1)]
-    csv: Text | None
+    csv: Annotated[Text, _like(r"(?s).*\.csv", "its name has to end in .csv")] | None
     data: Where
     trust: Trust
 

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from litcifar import checkpoints, device, signals
+from litcifar.checkpoints import Checkpoint
 from litcifar.config import TTA, DemoConfig, TrainConfig, WhereConfig
 from litcifar.console import quiet, short
 from litcifar.data import ShapesDataModule, shapes
@@ -29,7 +30,7 @@ from litcifar.errors import DataError, UserError, explained, require
 from litcifar.models import ImageClassifier
 from litcifar.prediction import printable, probabilities
 from litcifar.report import CSS_PIXELS, size
-from litcifar.run_folder import BEST, FIGURES, METRICS, find_checkpoint, read_metrics
+from litcifar.run_folder import BEST, FIGURES, METRICS, read_metrics
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -91,21 +92,19 @@ def demo(config: DemoConfig) -> None:
     require("litcifar-demo", "gradio", extra="demo")
     from litcifar import server
 
-    path = find_checkpoint(config.ckpt, BEST)
-    checkpoint = checkpoints.read(path)
-    trained = checkpoints.config_of(checkpoint, config.trust)
-    model = checkpoints.model_of(checkpoint, config.trust).to(device.chosen(config.accelerator))
+    checkpoint = checkpoints.load(config.ckpt, config.trust)
+    trained, model = checkpoint.config, checkpoint.model.to(device.chosen(config.accelerator))
     with tempfile.TemporaryDirectory(prefix="litcifar-demo-") as uploads:
         os.environ |= ENVIRONMENT | {"GRADIO_TEMP_DIR": uploads, "GRADIO_EXAMPLES_CACHE": f"{uploads}/examples"}
         with server.listen(config.host, config.port) as listening:
             with signals.deferred():
                 import gradio  # noqa: F401  # seconds: here, where nothing else can go wrong any more
             warnings.filterwarnings("ignore", module="PIL")  # on odd metadata of an image; what matters is an error
-            print(printable(f"{short(path)}: {trained.name}, {', '.join(model.classes)}"), flush=True)
-            examples = examples_of(checkpoint, trained, config.data)
+            print(printable(f"{short(checkpoint.path)}: {trained.name}, {', '.join(model.classes)}"), flush=True)
+            examples = examples_of(trained, checkpoint.provenance.fingerprint, config.data)
             if examples.note:
                 print(printable(f"examples  {examples.why or examples.note}"))
-            blocks = page(model, known_of(path, checkpoint, trained, model), examples, config.tta)
+            blocks = page(model, known_of(checkpoint), examples, config.tta)
             host = f"[{config.host}]" if ":" in config.host else config.host  # as an address has it
             address = f"http://{host}:{listening.getsockname()[1]}"
             app = server.application(blocks, {host.lower(), "127.0.0.1", "localhost"}, Path(uploads), **look())
@@ -221,8 +220,11 @@ def png_of(address: Any) -> bytes:
         return b""
 
 
-def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: WhereConfig) -> Examples:
-    """The first test images of each class, where the set is on this machine: nothing is loaded from the network."""
+def examples_of(trained: TrainConfig, fingerprint: str, where: WhereConfig) -> Examples:
+    """The first test images of each class, where the set is on this machine: nothing is loaded from the network.
+
+    fingerprint: of the images that the network was trained on.
+    """
     try:
         data = checkpoints.data_of(trained.with_data(where))
         if isinstance(data, ShapesDataModule):  # its training images take many times as long
@@ -231,7 +233,7 @@ def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: Wher
         else:
             data.setup()
             images, names = data.images("test").numpy(), np.array(data.classes)[data.labels("test")]
-            changed = data.fingerprint != checkpoint["litcifar"]["fingerprint"]
+            changed = data.fingerprint != fingerprint
         each = max(1, EXAMPLES // len(data.classes))
         rows = [row for name in data.classes for row in np.flatnonzero(names == name)[:each]][:EXAMPLES]
     except (UserError, OSError) as error:
@@ -241,8 +243,9 @@ def examples_of(checkpoint: Mapping[str, Any], trained: TrainConfig, where: Wher
     return Examples(images[rows], names[rows].tolist(), note)
 
 
-def known_of(path: Path, checkpoint: Mapping[str, Any], trained: TrainConfig, model: ImageClassifier) -> Known:
+def known_of(checkpoint: Checkpoint) -> Known:
     """What the checkpoint and the files beside it say; those of a run are of its best.ckpt."""
+    path, provenance, model = checkpoint.path, checkpoint.provenance, checkpoint.model
     facts = {"parameters": f"{sum(weight.numel() for weight in model.net.parameters()):,}"}
     try:
         metrics = read_metrics(path.parent) or {}
@@ -254,12 +257,16 @@ def known_of(path: Path, checkpoint: Mapping[str, Any], trained: TrainConfig, mo
         accuracy = metrics.get(f"{split}/acc")
         if isinstance(accuracy, float):
             facts[name] = f"{100 * accuracy:.2f} %"
-    known = checkpoint["litcifar"]
-    facts |= {"trained on": str(known["data"]), "epoch": str(checkpoint["epoch"] + 1), "seed": str(trained.seed)}
-    facts |= {"image": f"{model.image_size} x {model.image_size} pixels", "precision": str(known["precision"])}
+    facts |= {
+        "trained on": provenance.data,
+        "epoch": str(checkpoint.epoch),
+        "seed": str(checkpoint.config.seed),
+        "image": f"{model.image_size} x {model.image_size} pixels",
+        "precision": provenance.precision,
+    }
     figures = _figures(path.parent / FIGURES) if path.name == BEST else {}
     note = "" if metrics else f"There is no {METRICS} of this checkpoint beside it: its accuracy is not known here."
-    return Known(trained.name, facts, figures, note)
+    return Known(checkpoint.config.name, facts, figures, note)
 
 
 def look() -> dict[str, Any]:

@@ -31,9 +31,11 @@ def uses_cuda(config: TrainConfig) -> bool:
     return chosen(config.trainer.accelerator) == "cuda"
 
 
-def description(cuda: bool) -> str:
-    """The device's name; with several processes, of all that share the work."""
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+def description(accelerator: str) -> str:
+    """The name of a `chosen` device; with several processes, of all that share the work."""
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if accelerator != "cpu":
+        name = torch.cuda.get_device_name() if accelerator == "cuda" else "Apple GPU (MPS)"
     return f"{ranks.world_size()} x {name}" if ranks.world_size() > 1 else name
 
 
@@ -46,6 +48,8 @@ def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     if cuda:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16-mixed", "native on this GPU") if native else ("32-true", "bf16 is not native on this GPU")
+    if chosen(config.trainer.accelerator) == "mps":
+        return "32-true", "the usual on MPS"
     # Where the CPU has to emulate bf16 it is up to ten times as slow as float32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
@@ -81,11 +85,15 @@ def process_count(config: TrainConfig) -> int:
     return count
 
 
-def compile_network(model: ImageClassifier, cuda: bool) -> None:
-    """Compiles at the first step, in place: the checkpoint's keys stay as they are. MachineError without a compiler."""
+def compile_network(model: ImageClassifier, mode: str | None, cuda: bool) -> None:
+    """Compiles at the first step, in place: the checkpoint's keys stay as they are. MachineError without a compiler.
+
+    mode: of torch.compile; those without "no-cudagraphs" in their name, but for None, use CUDA graphs on a GPU.
+    """
     language, variable, compilers = ("C", "CC", ("gcc", "clang")) if cuda else ("C++", "CXX", ("g++", "clang++"))
     if not any(map(shutil.which, (os.environ.get(variable, compilers[0]), *compilers))):
         raise MachineError(
-            f"compile=true needs a {language} compiler, and there is none - install {compilers[0]} or leave it out"
+            f"compile={mode or 'true'} needs a {language} compiler, and there is none - install {compilers[0]} or "
+            "leave it out"
         )
-    model.net.compile(dynamic=False)
+    model.net.compile(dynamic=False, mode=mode)

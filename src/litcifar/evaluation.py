@@ -31,7 +31,7 @@ from litcifar.errors import DataError
 from litcifar.layers import layers
 from litcifar.models import ImageClassifier
 from litcifar.report import SPLITS, Report
-from litcifar.run_folder import BEST, EVALUATION, PREDICTIONS, REPORT, find_checkpoint
+from litcifar.run_folder import EVALUATION, PREDICTIONS, REPORT
 from litcifar.tta import mean_logits
 
 
@@ -168,44 +168,41 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     """
     console = make_console()
     quiet()
-    path = find_checkpoint(config.ckpt, BEST)
-    checkpoint = checkpoints.read(path)
-    trained = checkpoints.config_of(checkpoint, config.trust)
+    checkpoint = checkpoints.load(config.ckpt, config.trust)
+    path, provenance, model = checkpoint.path, checkpoint.provenance, checkpoint.model
     folder = Path(config.folder) if config.folder else path.parent / EVALUATION / path.stem
     run_folder.check_writable(folder, "folder")
-    trained = trained.with_data(config.data).model_copy(update={"tta": config.tta or trained.tta})
-    known = checkpoint["litcifar"]
-    console.print(f"{path}: {trained.name} seed {trained.seed}, epoch {checkpoint['epoch'] + 1}, data {known['data']}")
+    trained = checkpoint.config.with_data(config.data)
+    trained = trained.model_copy(update={"tta": config.tta or trained.tta})
+    subtitle = f"seed {trained.seed}, epoch {checkpoint.epoch}, data {provenance.data}"
+    console.print(f"{path}: {trained.name} {subtitle}")
     data = checkpoints.data_of(trained)
     data.prepare_data()
     data.setup()
     memory.keep_freed()
     notes: list[str] = []
-    if data.fingerprint != known["fingerprint"]:
+    if data.fingerprint != provenance.fingerprint:
         notes.append("These are not the images that it was trained on: the figures will differ.")
         console.print(notes[0], style="yellow")
-    model = checkpoints.model_of(checkpoint, config.trust)
     if data.classes != model.classes:
         raise DataError(
             f"the classes of these images are {', '.join(data.classes)}, the network's {', '.join(model.classes)} - "
             "give the folder that it was trained on: data.root=..."
         )
     splits = ["val", "test"] if config.split == "both" else [config.split]
-    results = [evaluate_model(model, data, split, trained, known["precision"], config.accelerator) for split in splits]
+    results = [
+        evaluate_model(model, data, split, trained, provenance.precision, config.accelerator) for split in splits
+    ]
     for result in results:
         tta = "" if result.tta_acc is None else f"  {result.split}/tta_acc {result.tta_acc:.4f} ({trained.tta})"
         console.print(f"{result.split}/acc {result.acc:.4f}  {result.split}/loss {result.loss:.4f}{tta}")
     print_answers(results[-1], console)
-    given = {"data.root": config.data.root, "data.verify": config.data.verify, "tta": config.tta}
-    options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    arguments = [f"ckpt={path}", f"split={config.split}", *options, *commands.trusting(config.trust)]
-    command = shlex.join(["litcifar-evaluate", *arguments])
     facts = {
         "checkpoint": str(path),
-        "epoch": str(checkpoint["epoch"] + 1),
-        "data": known["data"],
+        "epoch": str(checkpoint.epoch),
+        "data": provenance.data,
         "SHA-256 of the images": data.fingerprint,
-        "precision": known["precision"],
+        "precision": provenance.precision,
     }
     rows = layers(model) if config.figures else []
     for result in results:
@@ -214,18 +211,26 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
         if config.figures:
             page = Report(
                 title=f"{trained.name}, {path.name}: {100 * result.acc:.2f} % on the {SPLITS[result.split]} set",
-                subtitle=f"seed {trained.seed}, epoch {checkpoint['epoch'] + 1}, data {known['data']}",
+                subtitle=subtitle,
                 headline=headline(result, trained.tta),
                 evaluation=result,
                 layers=rows,
                 config=plain(trained),
-                commands={"Evaluate again": command},
+                commands={"Evaluate again": _again(config, path)},
                 facts=facts,
                 notes=notes,
             )
             page.write(place, figures.of_answers(result, data.images(result.split), model))
         console.print(f"{result.split:9} {short(place / (REPORT if config.figures else PREDICTIONS))}", soft_wrap=True)
     return results
+
+
+def _again(config: EvaluateConfig, path: Path) -> str:
+    """The command of an evaluation."""
+    given = {"data.root": config.data.root, "data.verify": config.data.verify, "tta": config.tta}
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    arguments = [f"ckpt={path}", f"split={config.split}", *options, *commands.trusting(config.trust)]
+    return shlex.join(["litcifar-evaluate", *arguments])
 
 
 def headline(result: Evaluation, tta: TTA) -> dict[str, str]:

@@ -43,9 +43,8 @@ def export(config: ExportConfig) -> Path:
     require(f"format={config.format}", *NEEDS[config.format], extra="export")
     path = find_checkpoint(config.ckpt, BEST)
     output = output_file(config.output or str(path.with_suffix(f".{config.format}")), config.overwrite)
-    checkpoint = checkpoints.read(path)
-    trained = checkpoints.config_of(checkpoint, config.trust)
-    model = checkpoints.model_of(checkpoint, config.trust)
+    checkpoint = checkpoints.load(path, config.trust)
+    trained, model = checkpoint.config, checkpoint.model
     example = torch.zeros(2, model.image_size, model.image_size, 3, dtype=torch.uint8)  # 1 would be a fixed size
     images, what = _images(trained, model.image_size)
     metadata = {

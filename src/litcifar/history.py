@@ -96,7 +96,8 @@ class History(Checkpoint):
         self._stopwatch.stop()
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self._epoch["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        groups = trainer.optimizers[0].param_groups
+        self._epoch["lr"] = next((group for group in groups if "until" not in group), groups[0])["lr"]
         assert isinstance(pl_module, ImageClassifier)
         if pl_module.interrupted or trainer.global_step == trainer.max_steps:  # the turn was cut short
             batch = batch[: (trainer.global_step - self._step) * pl_module.accumulate_grad_batches]
@@ -135,7 +136,9 @@ class History(Checkpoint):
         self._epoch = dict(NOTHING)
         if trainer.is_global_zero:
             self.write()
-        self.console.print(self._line(row, trainer.max_epochs or 0))
+        assert isinstance(pl_module, ImageClassifier)
+        left = self._steps_left(trainer, pl_module, trainer.current_epoch + 1) / pl_module.steps_of_epoch
+        self.console.print(self._line(row, trainer.max_epochs or 0, left))
 
     def write(self) -> None:
         """Writes metrics.csv."""
@@ -146,18 +149,23 @@ class History(Checkpoint):
         run_folder.write(self.csv_path, text.getvalue().encode())
 
     def _show(self, trainer: L.Trainer, model: ImageClassifier, seconds: float) -> None:
-        epoch, epochs, total = trainer.current_epoch, trainer.max_epochs or 0, model.steps_of_epoch
+        epoch, epochs, total = trainer.current_epoch, trainer.max_epochs, model.steps_of_epoch
         steps = trainer.global_step - trainer.datamodule.first_step  # type: ignore[attr-defined]
         if not steps:
             return
         images = steps * model.accumulate_grad_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        left = seconds / steps * ((epochs - epoch) * total - steps)
+        left = seconds / steps * self._steps_left(trainer, model, epoch, steps)
         latest = self.rows[-1] if self.rows else {}
         known = [f"{name} {100 * latest[name]:.2f} %" for name in ("train/acc", "val/acc") if name in latest]
         text = "  ".join([f"{images / seconds:,.0f} images/s", f"{duration(left)} left", *known])
         self.bar.update(TaskID(0), total=total, completed=steps, description=f"epoch {epoch + 1}/{epochs}", rate=text)
 
-    def _line(self, row: dict[str, float], epochs: int) -> str:
+    def _steps_left(self, trainer: L.Trainer, model: ImageClassifier, epochs: int, steps: int = 0) -> int:
+        """The optimizer steps of the rest of the run after so many epochs and steps of the next one."""
+        left = ((trainer.max_epochs or 0) - epochs) * model.steps_of_epoch - steps
+        return left if trainer.max_steps == -1 else min(left, trainer.max_steps - trainer.global_step)
+
+    def _line(self, row: dict[str, float], epochs: int, epochs_left: float) -> str:
         parts = [f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"]
         for split in ("train", "val"):
             if f"{split}/acc" in row:
@@ -165,7 +173,7 @@ class History(Checkpoint):
         if self.best:
             parts.append(f"best {100 * self.best['val/acc']:5.2f} %")
         parts.append(f"{row['images_per_second']:,.0f} images/s")
-        left = (time.perf_counter() - self._start) * (epochs - row["epoch"])
+        left = (time.perf_counter() - self._start) * epochs_left
         parts.append(f"{duration(left)} left")
         return "  ".join(parts)
 

@@ -15,29 +15,22 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from litcifar.config import WITHOUT_EFFECT
 from litcifar.errors import CheckpointError, MachineError
 from litcifar.keys import flat
 from litcifar.run_folder import LAST, METRICS
 
 # Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was
 # interrupted, what else is measured or shown, where the files came from (`data` and `fingerprint` tell what was read).
-FREE = (
+NOT_COMPARED = (
+    *WITHOUT_EFFECT,
     "seed",
     "resume",
     "tune",
-    "test",
-    "tta",
-    "trust",
-    "compile",
-    "figures",
     "logger",
     "trainer.enable_progress_bar",
     "trainer.profiler",
-    "data.root",
-    "data.mirrors",
-    "data.download_seconds",
     "data.fallback",
-    "data.num_workers",
 )
 
 
@@ -56,18 +49,21 @@ class Run(BaseModel):
     flops: int | None = None
     train_seconds: float
     device: str
+    precision: str = ""  # that auto chose
     config: dict[str, Any]
     fingerprint: str = ""
     folder: Path = Path()
 
     def recipe(self) -> dict[str, Any]:
-        """Return what tells a row from another: the data read and the config without FREE, by dotted key."""
+        """Return what tells a row from another: data and precision used, config without NOT_COMPARED, by dotted key."""
         keys = {"fingerprint": self.fingerprint[:8], **flat(self.config)}
-        free = tuple(f"{key}." for key in FREE)
+        if self.precision:
+            keys["trainer.precision"] = self.precision
+        left_out = tuple(f"{key}." for key in NOT_COMPARED)
         return {
             "name": self.name,
             "data": self.data,
-            **{key: value for key, value in keys.items() if not f"{key}.".startswith(free)},
+            **{key: value for key, value in keys.items() if not f"{key}.".startswith(left_out)},
         }
 
 

@@ -149,7 +149,8 @@ def orthogonalize(matrix_NM: Tensor, steps: int) -> Tensor:
     """Newton-Schulz iterations with Muon's polynomial: the same singular vectors, all singular values about 1.
 
     They end between 0.68 and 1.21 where they were at least a sixtieth (3 steps) or a thousandth (5) of the norm.
-    In bf16 on a GPU, as published; in float32 elsewhere, as many CPUs emulate bf16.
+    In autocast's type where that is on, as it is in training; else in bf16 on a GPU, as published, and in float32
+    elsewhere, as many CPUs emulate bf16.
     """
     a, b, c = NEWTON_SCHULZ
     tall = len(matrix_NM) > matrix_NM.shape[1]

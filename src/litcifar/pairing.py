@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from litcifar import checkpoints
-from litcifar.config import TrainConfig
+from litcifar.checkpoints import Checkpoint
 from litcifar.console import quiet
 from litcifar.errors import CheckpointError
 from litcifar.evaluation import evaluate_model
-from litcifar.run_folder import BEST, find_checkpoint, read_metrics
+from litcifar.run_folder import read_metrics
 from litcifar.significance import LEVEL, binomial_p
 
 
@@ -56,33 +55,30 @@ def paired(folders: Sequence[Path], root: str | None = None, trust: Sequence[str
     Raises CheckpointError where the runs' images differ, and DataError.
     """
     quiet()
-    read = [checkpoints.read(find_checkpoint(str(folder), BEST)) for folder in folders]
-    if read[0]["litcifar"]["fingerprint"] != read[1]["litcifar"]["fingerprint"]:
+    first, second = (checkpoints.load(folder, trust) for folder in folders)
+    if first.provenance.fingerprint != second.provenance.fingerprint:
         raise CheckpointError("the two runs read different images - give two runs on the same data")
     split = "test" if all((read_metrics(folder) or {}).get("test/acc") is not None for folder in folders) else "val"
-    configs = [checkpoints.config_of(checkpoint, trust) for checkpoint in read]
-    splits = [config.data.model_dump(include={"classes", "val_size", "split_seed"}) for config in configs]
+    splits = [run.config.data.model_dump(include={"classes", "val_size", "split_seed"}) for run in (first, second)]
     if splits[0] != splits[1] and (split == "val" or splits[0]["classes"] != splits[1]["classes"]):
         raise CheckpointError(f"the two runs have different {split} images - give two runs with the same split")
-    a, b = (_right(checkpoint, config, split, root) for checkpoint, config in zip(read, configs, strict=True))
+    a, b = _right(first, split, root), _right(second, split, root)
     if len(a) != len(b):
         raise CheckpointError(f"one run limits its {split} images - give two runs that do not, or alike")
     counts = [int((a_right & b_right).sum()) for a_right, b_right in ((a, b), (a, ~b), (~a, b), (~a, ~b))]
     return Paired(split, *counts)
 
 
-def _right(checkpoint: dict[str, Any], config: TrainConfig, split: str, root: str | None) -> Tensor:
+def _right(checkpoint: Checkpoint, split: str, root: str | None) -> Tensor:
     """Which images of the split the network gets right, bool [N]."""
+    config = checkpoint.config
     where = {"mirrors": [], **({"root": root} if root else {})}  # nothing is downloaded for a comparison
     known_keys = {key: value for key, value in where.items() if hasattr(config.data, key)}
     config = config.model_copy(update={"data": config.data.model_copy(update=known_keys), "tta": "none"})
     data = checkpoints.data_of(config)
     data.prepare_data()
     data.setup()
-    known = checkpoint["litcifar"]
-    if data.fingerprint != known["fingerprint"]:
+    if data.fingerprint != checkpoint.provenance.fingerprint:
         raise CheckpointError("the images are not those that the runs read - give their folder with data.root=")
-    result = evaluate_model(
-        checkpoints.model_of(checkpoint, config.trust), data, split, config, known["precision"], "auto"
-    )
+    result = evaluate_model(checkpoint.model, data, split, config, checkpoint.provenance.precision, "auto")
     return result.predictions_N == result.labels_N

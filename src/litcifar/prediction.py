@@ -29,7 +29,7 @@ from litcifar.console import quiet
 from litcifar.data.image_file import SIDE_FILES, Decoded, decode_all, quoted
 from litcifar.errors import CheckpointError
 from litcifar.models import ImageClassifier
-from litcifar.run_folder import BEST, find_checkpoint, output_file, writing
+from litcifar.run_folder import output_file, writing
 from litcifar.tta import mean_logits
 
 BATCH = 256
@@ -59,12 +59,11 @@ def predict(config: PredictConfig) -> int:
     quiet()
     output = output_file(config.output, config.overwrite) if config.output else None
     paths = find_images([config.images] if isinstance(config.images, str) else config.images)
-    path = find_checkpoint(config.ckpt, BEST)
-    checkpoint = checkpoints.read(path)
-    model = checkpoints.model_of(checkpoint, config.trust).to(device.chosen(config.accelerator))
-    name = checkpoints.config_of(checkpoint, config.trust).name
+    checkpoint = checkpoints.load(config.ckpt, config.trust)
+    model = checkpoint.model.to(device.chosen(config.accelerator))
     top = min(config.top, len(model.classes))
-    print(printable(f"{path}: {name}, {model.image_size} x {model.image_size} pixels, {', '.join(model.classes)}"))
+    what = f"{checkpoint.config.name}, {model.image_size} x {model.image_size} pixels, {', '.join(model.classes)}"
+    print(printable(f"{checkpoint.path}: {what}"))
     start, failed = time.perf_counter(), 0
     width = min(max(len(printable(text_of(path))) for path in paths), 60)
     class_width = max(len(name) for name in model.classes)

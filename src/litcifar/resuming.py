@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from litcifar import checkpoints
-from litcifar.config import TrainConfig, check, plain, shapes_like
+from litcifar.config import WITHOUT_EFFECT, TrainConfig, check, plain, shapes_like
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
 from litcifar.run_folder import BEST, LAST, REPORT, find_checkpoint, read_metrics
 
 LENGTHS = {f"trainer.{key}" for key in ("limit_train_batches", "overfit_batches", "accumulate_grad_batches")}
 STEPS = {"trainer.max_epochs", "trainer.max_steps", *LENGTHS}
-FREE = ("test", "tta", "figures", "trust", "compile", "data.root", "data.mirrors", "data.num_workers")  # and trainer.*
 
 
 def continued(
@@ -37,11 +36,11 @@ def continued(
     old, new = flat(plain(saved)), flat(plain(config))
     asked = changed if config.resume else (*new, *old)
     different = [key for key in dict.fromkeys(asked) if not (key in old and key in new and old[key] == new[key])]
-    refused = [key for key in different if not key.startswith("trainer.") and key not in ("resume", *FREE)]
+    refused = [key for key in different if not key.startswith("trainer.") and key not in ("resume", *WITHOUT_EFFECT)]
     if refused:
         raise ConfigError(
             f"{', '.join(_difference(key, old, new) for key in refused)}: a resumed run keeps its configuration - "
-            f"only trainer.*, {', '.join(FREE)} may change"
+            f"only trainer.*, {', '.join(WITHOUT_EFFECT)} may change"
         )
     if metrics is not None:
         return None, config, substituted
@@ -82,10 +81,19 @@ def _difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def planned(config: TrainConfig) -> str | None:
-    """In words, that the schedule of learning rates or of image sizes depends on the run's number of steps, if so."""
-    of_steps = config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values()
-    what = "scheduler" if of_steps else "augment.resolution" if config.augment.resolution else None
+    """In words, that learning rates, image sizes or averages depend on the run's number of steps, if so."""
+    plans = {
+        "scheduler": config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values(),
+        "augment.resolution": bool(config.augment.resolution),
+        "lookahead": config.lookahead is not None,
+    }
+    what = next((key for key, is_one in plans.items() if is_one), None)
     return f"planned by its {what} for {config.trainer.max_epochs} epochs" if what else None
+
+
+def may_train_on(config: TrainConfig) -> bool:
+    """Whether a finished run takes more epochs; early stopping may have ended one for good."""
+    return not planned(config) and not config.early_stopping
 
 
 def finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:

@@ -155,15 +155,15 @@ def _verdict(ranked: Sequence[Value]) -> str:
     )
     if not tied:
         return f"{best.label} is highest, {best.text} against {rival.text} of {rival.label} ({interval})"
-    equal = [best, *tied]
-    if not worse:
-        first = f"no difference can be told with {_seeds(equal)} seeds"
-        return f"{first}, highest are {best.label}, {best.text}, and {rival.label}, {rival.text} ({interval})"
-    below = f"{_list(worse)} {'is' if len(worse) == 1 else 'are'} lower, {worse[0].text}"
-    return (
-        f"{_list(equal)} cannot be told apart with {_seeds(equal)} seeds, {best.text} and {rival.text} ({interval}); "
-        f"{below}{' at best' if len(worse) > 1 else ''}"
+    found = (
+        f"{best.label} is highest, {best.text}; {_list(tied)}, {_at_best(tied)}, cannot be told from it with "
+        f"{_seeds([best, *tied])} seeds ({interval})"
     )
+    return f"{found}; {_list(worse)} {'is' if len(worse) == 1 else 'are'} lower, {_at_best(worse)}" if worse else found
+
+
+def _at_best(ranked: Sequence[Value]) -> str:
+    return f"{ranked[0].text}{' at best' if len(ranked) > 1 else ''}"
 
 
 def _list(values: Sequence[Value]) -> str:

@@ -52,10 +52,9 @@ def train(
     checkpoint_path, config, substituted = resuming.continued(config, run_dir, changed)
     finished = resuming.finished(run_dir, config)
     if finished:
-        console.print(
-            f"{short(run_dir)}: already finished after epoch {finished['epochs']}, val/acc {finished['val/acc']:.4f}; "
-            "raise trainer.max_epochs to train on"
-        )
+        more = "; raise trainer.max_epochs to train on" if resuming.may_train_on(config) else ""
+        what = f"already finished after epoch {finished['epochs']}, val/acc {finished['val/acc']:.4f}{more}"
+        console.print(f"{short(run_dir)}: {what}")
         return finished
 
     if config.logger and config.logger.target == loggers.WANDB:
@@ -63,7 +62,7 @@ def train(
     count = device.process_count(config)
     if callbacks and count > 1:
         raise ConfigError("a trial of a search is one process - leave out trainer=ddp")
-    _try(new_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
+    check_trainable(new_model(config, checkpoints.data_of(config)), config)  # before anything is downloaded
     _, config, reason_for_shapes = prepare(config, console, may_fall_back=checkpoint_path is None)
     job = (config, run_dir, checkpoint_path, reason_for_shapes or substituted, callbacks)
     return processes.run(_train, count, *job) if count > 1 and not ranks.launched() else _train(*job)
@@ -76,7 +75,10 @@ def _train(
     substituted: str | None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """The run, or one process's part of it: rank 0 writes all files, evaluates, and returns what metrics.json holds."""
+    """The run, or one process's part of it: rank 0 writes all files, evaluates, and returns what metrics.json holds.
+
+    The others return the best epoch's row.
+    """
     console = make_console()
     quiet()
     cuda = device.uses_cuda(config)
@@ -96,19 +98,18 @@ def _train(
         "precision": precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    machine = device.description(cuda)
     if ranks.world_size() > 1:
         synchronise(model.net)
+    machine, rows_of_layers = device.description(device.chosen(config.trainer.accelerator)), layers(model)
     what = f" seed {config.seed} on {machine}; {precision} ({reason}); {short(run_dir)}"
     console.print(Text.assemble((config.name, "bold"), what))
     for split, of_class in counts.items():
         numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
         console.print(f"{data.name} {split}: {sum(of_class.values()):,} images ({numbers})")
-
-    rows_of_layers = layers(model)
     console.print(layer_table(rows_of_layers))
+
     if config.compile:
-        device.compile_network(model, cuda)
+        device.compile_network(model, None if config.compile is True else config.compile, cuda)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
     with loggers.opened(config, run_dir) as logger:
         trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
@@ -120,14 +121,14 @@ def _train(
             torch.distributed.destroy_process_group()
             if ranks.rank() > 0:
                 return history.best
-        trained = checkpoints.model_of(checkpoints.read(run_dir / BEST), config.trust)
+        best = checkpoints.load(run_dir / BEST, config.trust).model
         reported = "test" if config.test else "val"
         # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
         splits = {reported} if config.tta == "none" else {"val", reported}
         accelerator = config.trainer.accelerator
-        answers = {split: evaluate_model(trained, data, split, config, precision, accelerator) for split in splits}
+        evaluations = {split: evaluate_model(best, data, split, config, precision, accelerator) for split in splits}
         metrics = {
-            **_figures(config, history, answers),
+            **_measured(config, history, evaluations),
             "params": sum(p.numel() for p in model.parameters()),
             "flops": rows_of_layers[-1].flops,
             "device": machine,
@@ -135,19 +136,19 @@ def _train(
             "class_counts": counts,
         }
         write_metrics(run_dir, metrics)
-        next_commands = commands.after(config, run_dir)
+        report: dict[str, str] = {}
         if config.figures:
             try:
                 pictures = run_report.write(
-                    run_dir, config, metrics, rows_of_layers, history.rows, data, trained, answers[reported]
+                    run_dir, config, metrics, rows_of_layers, history.rows, data, best, evaluations[reported]
                 )
                 loggers.add_pictures(trainer.logger, run_dir, pictures, trainer.global_step)
-                next_commands = {"report": f"{short(run_dir)}/{REPORT}", **next_commands}
+                report = {"report": f"{short(run_dir)}/{REPORT}"}
             except Exception as error:  # the run is trained and saved: whatever is wrong with a picture may not fail it
                 what = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 why = f"No figures and no report: {what} - the run itself is whole"
                 console.print(why, style="yellow", soft_wrap=True)
-        _say_end(console, metrics, next_commands, time.perf_counter() - start)
+        _say_end(console, metrics, report | commands.after(config, run_dir), time.perf_counter() - start)
         return metrics
 
 
@@ -166,16 +167,18 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
         ("batch_size", "train", data.batch_size),
         ("eval_batch_size", "val", data.eval_batch_size),
     ):
-        last = len(data.indices(split)) % size or size
-        if last < world and not (split == "train" and data.drop_last):
+        dropped = split == "train" and data.drop_last
+        last = (0 if dropped else len(data.indices(split)) % size) or size
+        if last < world:
             raise ConfigError(
                 f"data.{key}={size} leaves {last} images in the last batch for {world} processes - choose another size"
-                f"{', or set data.drop_last=true' if split == 'train' else ''}"
+                f"{', or set data.drop_last=true' if split == 'train' and not dropped else ''}"
             )
     for split, limit in limits.items():
         batches[split] = limited(batches[split], limit, trainer.accumulate_grad_batches if split == "train" else 1)
         if not batches[split]:
-            raise ConfigError(f"trainer.limit_{split}_batches={limit} leaves no batch - make it larger")
+            key = "overfit_batches" if split == "train" and trainer.overfit_batches else f"limit_{split}_batches"
+            raise ConfigError(f"trainer.{key}={limit} leaves no batch - make it larger")
     steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
     if 0 < trainer.max_steps < steps:
         raise ConfigError(
@@ -184,9 +187,9 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
         )
 
 
-def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluation]) -> dict[str, Any]:
+def _measured(config: TrainConfig, history: History, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
     """The part of metrics.json that was measured; the validation figures are those of best.ckpt."""
-    best, rows, test = history.best or {}, history.rows, answers.get("test")
+    best, rows, test = history.best or {}, history.rows, evaluations.get("test")
     seconds = sum(row["seconds"] for row in rows)
     timed = [row for row in rows if "step_seconds" in row]  # earlier versions did not time the steps
     return {
@@ -197,7 +200,8 @@ def _figures(config: TrainConfig, history: History, answers: dict[str, Evaluatio
         "test/acc": test.acc if test else None,
         "test/loss": test.loss if test else None,
         "tta": config.tta,
-        **{f"{split}/tta_acc": answers[split].tta_acc if split in answers else None for split in ("val", "test")},
+        "val/tta_acc": evaluations["val"].tta_acc if "val" in evaluations else None,
+        "test/tta_acc": test.tta_acc if test else None,
         "best_epoch": int(best["epoch"]),
         "epochs": len(rows),
         "train_seconds": seconds,
@@ -232,7 +236,7 @@ def _trainer(
     environment = TorchElasticEnvironment() if several else LightningEnvironment()
     callbacks: list[Callback] = [history]
     if config.ema:
-        callbacks.append(EMA(decay=config.ema, device="cuda" if cuda else None))  # else it lies on the CPU
+        callbacks.append(EMA(config.ema))
     if config.lookahead:
         callbacks.append(Lookahead(config.lookahead))
     if config.early_stopping:
@@ -301,7 +305,7 @@ def new_model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     )
 
 
-def _try(model: ImageClassifier, config: TrainConfig) -> None:
+def check_trainable(model: ImageClassifier, config: TrainConfig) -> None:
     """Refuses an optimizer, a scheduler and image sizes that the network cannot be trained with."""
     recipe = model.recipe(total_steps=10)
     if isinstance(recipe, tuple):
@@ -312,7 +316,7 @@ def _try(model: ImageClassifier, config: TrainConfig) -> None:
         try:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, pixels, pixels, 3, dtype=torch.uint8))
-        except RuntimeError as error:
+        except Exception as error:  # a network of the user's own raises what it likes
             raise ConfigError(
                 f"augment.resolution: {pixels} pixels do not fit this network - a ConvPool takes any size with "
                 "model.global_pool=max"

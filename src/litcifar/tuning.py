@@ -32,6 +32,7 @@ SWEEPER = "hydra_plugins.litcifar.OptunaSweeper"  # Hydra takes plug-ins from th
 STUDY = "study.db"
 NAME = "litcifar"  # of the one study in the file
 LEFT_OUT = "left_out"  # marks a trial that was never run, and why
+EPOCHS = "trainer.max_epochs"
 TRIES = 100  # for values that no trial has had
 LOCKED_SECONDS = 60.0  # how long a job waits while another one writes the file
 
@@ -82,6 +83,7 @@ class OptunaSweeper(Sweeper):
             OmegaConf.save(self.master, folder / CONFIG)
             study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
             _keep(study, space, fixed, folder)
+            study.set_user_attr("epochs", self._epochs(space, fixed))
             for trials in self._batches(study, settings, space):
                 jobs = [[*fixed, *overrides(trial.params, space)] for trial in trials]
                 for trial in trials:
@@ -123,6 +125,14 @@ class OptunaSweeper(Sweeper):
             composed = self.loader.load_sweep_config(self.master, job)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
+
+    def _epochs(self, space: Mapping[str, "BaseDistribution"], fixed: Sequence[str]) -> int | None:
+        """Those of a run in full length; None where the trials have that."""
+        if "length=short" not in fixed:
+            return None
+        first = overrides({key: _ends(of_key)[0] for key, of_key in space.items()}, space)
+        full = [*(override for override in fixed if override != "length=short"), *first]
+        return int(self.loader.load_sweep_config(self.master, full).trainer.max_epochs)
 
     def _batches(
         self, study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]
@@ -223,6 +233,7 @@ def trials_of(study: "Study") -> list["FrozenTrial"]:
 class Search:
     """What a study has found. trials: those that were begun, by number. fixed: the overrides that all of them share.
 
+    epochs: of the full length, where the trials have another.
     importance: the share of each key in the variance of validation accuracy, by PED-ANOVA (Watanabe et al. 2023,
     arXiv 2304.10255); empty where too few trials finished for that.
     """
@@ -231,6 +242,7 @@ class Search:
     space: dict[str, "BaseDistribution"]
     fixed: list[str]
     importance: dict[str, float]
+    epochs: int | None = None
 
     def of_state(self, name: str) -> list["FrozenTrial"]:
         """Those that are COMPLETE, PRUNED, FAIL or RUNNING."""
@@ -257,7 +269,9 @@ class Search:
         """What trains the best trial's recipe in its full length."""
         if not self.best:
             return None
-        shared = [override for override in self.fixed if not override.startswith(("sweep=", "length="))]
+        shared = [override for override in self.fixed if not override.startswith("sweep=")]
+        if self.epochs and EPOCHS not in {*self.space, *(override.partition("=")[0] for override in shared)}:
+            shared.append(f"{EPOCHS}={self.epochs}")
         return shlex.join(["litcifar-train", *shared, *overrides(self.best.params, self.space)])
 
 
@@ -272,7 +286,7 @@ def search_of(folder: Path) -> Search | None:
     study = open_study(folder)
     kept = study.user_attrs
     space = {key: json_to_distribution(text) for key, text in kept.get("space", {}).items()}
-    found = Search(trials_of(study), space, kept.get("fixed", []), {})
+    found = Search(trials_of(study), space, kept.get("fixed", []), {}, kept.get("epochs"))
     values = {trial.value for trial in found.of_state("COMPLETE")}
     if len(values) > 2:
         with warnings.catch_warnings():
@@ -286,8 +300,9 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
     """Writes down what is searched; ConfigError where the folder's study is another one."""
     from optuna.distributions import distribution_to_json
 
-    from litcifar.leaderboard import FREE
+    from litcifar.leaderboard import NOT_COMPARED
 
+    may_differ = {*NOT_COMPARED} - {"seed"}  # with another one a trial's value is another
     new = {key: distribution_to_json(of_key) for key, of_key in space.items()}
     old = study.user_attrs
     if not old:
@@ -295,7 +310,7 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
         study.set_user_attr("fixed", fixed)
         return
     before, now = (
-        {*(f"{key}={text}" for key, text in of.items()), *(f for f in shared if not f.startswith(FREE))}
+        {*(f"{key}={text}" for key, text in of.items()), *(f for f in shared if f.partition("=")[0] not in may_differ)}
         for of, shared in ((old["space"], old["fixed"]), (new, fixed))
     )
     if different := sorted({text.partition("=")[0] for text in before ^ now}):

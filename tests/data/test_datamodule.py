@@ -618,6 +618,13 @@ def test_overfitting_repeats_the_same_batches(make: Make, files: Arrays) -> None
     assert first == second == third
 
 
+def test_the_first_batch_of_a_run_that_overfits_stays_its_first_batch(make: Make) -> None:
+    data, recorder = make(batch_size=16), Recorder()
+    bare_trainer(1, overfit_batches=1).fit(recorder, datamodule=data)
+    data.trainer = bare_trainer(1)  # as of the evaluation at the run's end
+    assert torch.equal(data.first_batch()[0], recorder.epochs[0][0][0])
+
+
 def test_the_validation_set_can_be_a_share(make: Make) -> None:
     counts = make(val_size=0.1).class_counts()
     assert (sum(counts["train"].values()), sum(counts["val"].values())) == (180, 20)

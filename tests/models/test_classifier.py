@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from litcifar.errors import ConfigError
 from litcifar.models import MLP, ConvPool, ImageClassifier
-from litcifar.models.classifier import Normalize
+from litcifar.models.classifier import RANKS_APART, MeanOfBatches, Normalize
 from tests.conftest import bare_trainer
 
 # Lightning compares the loaders' workers with the processors, but these images are in memory.
@@ -455,8 +455,9 @@ COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "to
         (ONE_CYCLE, "step", {"limit_train_batches": 1}, 4),
         (COSINE, "step", {}, 12),
         (COSINE, "epoch", {}, 4),
+        (COSINE, "epoch", {"max_steps": 6}, 2),
     ],
-    ids=["one_cycle", "one_cycle_cut", "one_cycle_limited", "cosine", "epochs"],
+    ids=["one_cycle", "one_cycle_cut", "one_cycle_limited", "cosine", "epochs", "epochs_cut"],
 )
 def test_total_steps_stands_for_the_length_of_the_run(
     images: Tensor, labels: Tensor, scheduler: dict[str, Any], interval: str, options: dict[str, Any], expected: int
@@ -482,6 +483,36 @@ def test_plateau_scheduler_watches_its_metric(images: Tensor, labels: Tensor, mo
     model = mlp(optim={"_target_": "torch.optim.SGD", "lr": 1e-30}, scheduler=scheduler)  # nothing improves
     run = fit(model, images, labels, epochs=3)
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-30)
+
+
+def test_the_accuracy_of_training_needs_no_logits_that_the_next_step_takes_the_place_of(
+    images: Tensor, labels: Tensor
+) -> None:
+    """As the steps of a CUDA graph do."""
+    model, kept = mlp(), list[Tensor]()
+    model.net.register_forward_hook(lambda *arguments: kept.append(arguments[-1]))
+    model.loss(images, labels)
+    right = int((kept[0].argmax(1) == labels).sum())
+    kept[0].data.copy_(torch.nn.functional.one_hot(labels, 10))
+    model._update_train_metrics()
+    assert float(model.train_metrics["acc"].compute()) == pytest.approx(right / 10)
+    assert right < 10
+
+
+def test_the_mean_of_batches_is_no_half_precision_sum() -> None:
+    """704 * 64 * 2.3 is beyond float16."""
+    mean = MeanOfBatches().to(torch.float16)
+    mean.update(torch.full((704,), 2.3), weight=torch.full((704,), 64))
+    assert float(mean.compute()) == pytest.approx(2.3, abs=1e-3)
+
+
+def test_each_process_draws_other_random_numbers() -> None:
+    """Of a seed a CPU's generator takes the last 32 bits."""
+    model, drawn = mlp(), set[float]()
+    for rank in range(8):
+        model._draw_anew(3 * 1_000_003 + rank * RANKS_APART)
+        drawn.add(float(torch.rand(())))
+    assert len(drawn) == 8
 
 
 # --- Checkpoints

@@ -47,6 +47,11 @@ class Linear(ImageClassifier):
         self.save_hyperparameters()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(self.image_size**2 * 3, len(self.classes), bias))
 
+class Sized(Net):
+    def forward(self, images):
+        assert images.shape[2] == 32
+        return super().forward(images)
+
 class Wrong(Net):
     def __init__(self):
         super().__init__(num_classes=3)
@@ -90,6 +95,12 @@ def test_a_wrapped_network_sees_normalised_images_channels_first() -> None:
     torch.testing.assert_close(model(images), layers[1](pixels.permute(0, 3, 1, 2)))
     assert model(images).shape == (3, 10)  # num_classes is given to who takes it
     assert build_own("Net").training
+
+
+def test_a_network_of_one_size_refuses_smaller_images_in_one_line(compose: Compose, tmp_path: Path) -> None:
+    own = ["model=own", "model._target_=own_nets.Sized", "trust=[own_nets]", "augment.resolution={16:0.5}"]
+    with pytest.raises(ConfigError, match=r"^augment\.resolution: 16 pixels do not fit this network - "):
+        training.train(compose(*own), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["Net", "TenClasses", "Lazy", "Linear"])

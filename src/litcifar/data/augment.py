@@ -157,7 +157,8 @@ def _require(valid: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _send(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    # From memory that is not pinned, and gone after the call: CUDA copies it first, MPS does not.
+    return torch.from_numpy(array).to(device, non_blocking=device.type == "cuda")
 
 
 def _coin(indices_B: Tensor, seed: int) -> Tensor:

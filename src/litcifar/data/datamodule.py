@@ -77,6 +77,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augment: Augment | None = None
         self._sets: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._place = Place()
+        self._overfits = False
         self.fingerprint = ""
 
     @property
@@ -146,10 +147,11 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def _order_seed(self) -> int | None:
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches, again and again
-        return self.seed if self.shuffle and not overfit else None
+        return self.seed if self.shuffle and not self._overfits else None
 
     def train_dataloader(self) -> DataLoader:
+        # The same batches, again and again.
+        self._overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         images, labels, _ = self._sets["train"]
         return self._loader(TrainImages(images, labels), self._turns(self.trainer), self.num_workers)
 
@@ -185,7 +187,7 @@ class ImageDataModule(L.LightningDataModule):
         epochs: float
         epochs, batches = self.trainer.max_epochs or 1, self.train_batches
         if self.trainer.max_steps != -1:
-            epochs = min(epochs, self.trainer.max_steps * _accumulate(self.trainer) / batches)
+            epochs = min(epochs, self.trainer.max_steps / math.ceil(batches / _accumulate(self.trainer)))
         parts = zip(*(whole.split(self.batch_size) for whole in (images_THWC, labels_T, indices_T)), strict=True)
         turn = []
         for step, (images_BHWC, labels_B, indices_B) in enumerate(parts, first):

@@ -22,6 +22,7 @@ from litcifar.config import ParameterKind, build
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.errors import ConfigError, DataError
 
+RANKS_APART = 2_654_435_761  # seeds of processes: a CPU's generator takes the last 32 bits of one
 FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # one kernel for the whole step, on CPU and GPU
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -100,7 +101,7 @@ class ChannelsFirst(nn.Module):
 class MeanOfBatches(CatMetric):
     """The weighted mean of values [N], added up at once: the same to the last bit wherever it was interrupted.
 
-    torchmetrics' own leaves NaN out, with a warning.
+    torchmetrics' own leaves NaN out, with a warning, and adds halves up in half precision.
     """
 
     def __init__(self) -> None:
@@ -110,7 +111,8 @@ class MeanOfBatches(CatMetric):
         super().update(torch.stack([values_N, weight.to(values_N.dtype)], 1))
 
     def compute(self) -> Tensor:
-        values_N, weights_N = super().compute().unbind(1)
+        pairs_N2 = super().compute()
+        values_N, weights_N = pairs_N2.to(torch.promote_types(pairs_N2.dtype, torch.float32)).unbind(1)
         return (values_N * weights_N).sum() / weights_N.sum()
 
 
@@ -183,14 +185,17 @@ class ImageClassifier(L.LightningModule):
             part = (number - 1) % self.accumulate_grad_batches
             if self.seed is not None:
                 step = self.trainer.global_step * self.accumulate_grad_batches + part
-                self._draw_anew(self.seed * 1_000_003 + step + (self.trainer.global_rank << 53))
+                self._draw_anew(self.seed * 1_000_003 + step + self.trainer.global_rank * RANKS_APART)
             if several:
                 loss = self.loss(self._share(images_BHWC), self._share(labels), len(labels))
             else:
                 loss = self.loss(images_BHWC, labels)
-            trained = None if several else self._still_trained(optimizer)  # several processes wait for all gradients
+            trained, ended = self._still_trained(optimizer)
+            inputs = None if several or not ended else trained  # several processes wait for all gradients
             with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
-                self.manual_backward(loss / self.accumulate_grad_batches, inputs=trained)
+                self.manual_backward(loss / self.accumulate_grad_batches, inputs=inputs)
+            for parameter in ended:
+                parameter.grad = None  # neither clipped nor stepped with
             if part + 1 < self.accumulate_grad_batches and number < len(turn):
                 continue
             optimizer.step()
@@ -225,8 +230,9 @@ class ImageClassifier(L.LightningModule):
         if self.l1:
             penalty = self.l1 * sum(p.abs().sum() for p in self.net.parameters() if p.ndim > 1)
             loss, seen = loss + penalty, seen + penalty * (1 if mean else part)
-        # Updating torchmetrics takes longer than a small network's step, so the epoch's outputs are kept on the device.
-        self._train_outputs.append((logits_BK.detach(), labels, seen.detach()))
+        # Updating torchmetrics takes longer than a small network's step, so the epoch's outputs are kept on the device;
+        # not the logits, whose memory a CUDA graph (compile=max-autotune) takes for the next step's.
+        self._train_outputs.append((logits_BK.detach().argmax(1), labels, seen.detach()))
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -274,7 +280,10 @@ class ImageClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         in_steps = self.scheduler is not None and self.scheduler.get("interval") == "step"
-        return self.recipe(self.total_steps if in_steps else self.trainer.max_epochs or 1)
+        epochs = self.trainer.max_epochs or 1
+        if not in_steps and self.trainer.max_steps != -1:
+            epochs = min(epochs, math.ceil(self.trainer.max_steps / self.steps_of_epoch))
+        return self.recipe(self.total_steps if in_steps else epochs)
 
     def recipe(self, total_steps: int) -> Any:
         """The optimizer and its scheduler, as Lightning takes them; ConfigError where their arguments do not fit.
@@ -378,13 +387,13 @@ class ImageClassifier(L.LightningModule):
     def _update_train_metrics(self) -> None:
         if not self._train_outputs:
             return
-        logits, labels, losses = zip(*self._train_outputs, strict=True)
+        predictions, labels, losses = zip(*self._train_outputs, strict=True)
         self._train_outputs.clear()
         sizes = torch.tensor([len(labels_B) for labels_B in labels], device=self.device)
         labels_N = torch.cat(labels)
         labels_N = labels_N if labels_N.ndim == 1 else labels_N.argmax(1)
         loss = torch.stack(losses)
-        self.train_metrics["acc"].update(torch.cat(logits).argmax(1), labels_N)
+        self.train_metrics["acc"].update(torch.cat(predictions), labels_N)
         self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
 
     def _schedulers(self, interval: str) -> list[Any]:
@@ -392,16 +401,17 @@ class ImageClassifier(L.LightningModule):
             return []
         return [self.lr_schedulers()]
 
-    def _still_trained(self, optimizer: LightningOptimizer) -> list[nn.Parameter] | None:
-        """The parameters that still need a gradient; None, for all, where no group's `until` is over, or every one's.
+    def _still_trained(self, optimizer: LightningOptimizer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that still need a gradient, and those whose group's `until` is over; none where all are.
 
         A whitened stem ends early, and the way back to it, over the largest images, takes up to a quarter of a step.
         """
-        groups = optimizer.param_groups
-        ended = ["until" in group and group["lr"] == 0 and self.trainer.global_step > 0 for group in groups]
-        if not any(ended) or all(ended):
-            return None
-        return [p for group, over in zip(groups, ended, strict=True) if not over for p in group["params"]]
+        trained: list[nn.Parameter] = []
+        ended: list[nn.Parameter] = []
+        for group in optimizer.param_groups:
+            over = "until" in group and group["lr"] == 0 and self.trainer.global_step > 0
+            (ended if over else trained).extend(group["params"])
+        return (trained, ended) if trained else (ended, [])
 
     def _draw_anew(self, seed: int) -> None:
         """Seeds torch's generators: its `manual_seed` takes 0.9 ms, it formats a stack trace for CUDA."""
