@@ -5,7 +5,8 @@
 FILE is airbench94_muon.py, legacy/airbench94.py or legacy/airbench95.py of github.com/KellerJordan/cifar10-airbench,
 a copy outside this repository. It is given litcifar's training images and the test set, and is otherwise run as it is;
 on a CPU, where it cannot, with the words of ON_A_CPU replaced. Each of the two runs in a process of its own, and there
-once untimed before it counts: the script's warm-up on random labels compiles it on a GPU.
+once untimed before it counts: the script's warm-up on random labels compiles it on a GPU, in torch's max-autotune mode.
+litcifar does the same with the override compile=max-autotune.
 
 seconds: of all training batches; the script's own count has its whitening too, some thousandths of it. Accuracies are
 of the test set, plain and with six views: the script's of its last epoch, litcifar's of its best on validation.
