@@ -19,7 +19,7 @@ from rich.console import Console
 
 from litcifar import checkpoints, cli, sweeps, training
 from litcifar.comparison import compare
-from litcifar.config import TrainConfig, check
+from litcifar.config import TrainConfig, check, plain
 from litcifar.keys import compose, conf_dir
 from litcifar.leaderboard import find_runs, rank
 from litcifar.sweeps import Answer, Question, answer, question_of
@@ -83,6 +83,19 @@ def test_each_job_of_a_sweep_is_checked_and_its_network_built(file: Path) -> Non
         recipes.add(json.dumps(config.model_dump(), sort_keys=True))
         training.check_trainable(training.new_model(config, checkpoints.data_of(config)), config)
     assert len(recipes) == len(combined) / 3 >= 3
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_job_of_a_sweep_gives_its_value(file: Path, tmp_path: Path) -> None:
+    """Of a run's configuration as metrics.json has it; the group of a constant learning rate is null there."""
+    question = Question.model_validate({"name": file.stem, **settings(file.stem).callbacks.summary})
+    for number, job in enumerate(jobs(file.stem, "length=short")[::3]):
+        run = write_run(tmp_path / str(number))
+        (run / ".hydra").mkdir()
+        (run / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(job))
+        (found,), _ = find_runs([run])
+        config = plain(check(compose("train", *job), TrainConfig))
+        assert question.value_of(found.model_copy(update={"config": config})) == job[0].partition("=")[2]
 
 
 def test_what_is_given_beside_a_short_sweep_holds() -> None:

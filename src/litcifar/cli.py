@@ -246,8 +246,9 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except Interrupted as error:  # which Hydra does not catch: the whole sweep stops
         what, _, advice = str(error).partition(" - ")
         if job is _train and (run_dir / LAST).is_file():
-            trust = [o for o in _overrides(settings) if o.startswith("trust=")]
-            advice = f"go on with: {shlex.join(['litcifar-train', f'resume={os.path.relpath(run_dir)}', *trust])}"
+            from litcifar import commands
+
+            advice = f"go on with: {commands.resume(run_dir, cfg.trust)}"
         elif not multirun:
             _remove_if_empty(run_dir, settings)
         raise Interrupted(f"{what} - {advice}", error.signal_number) from error

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from litcifar.config import TrainConfig, plain
 from litcifar.console import short
 from litcifar.keys import flat
-from litcifar.resuming import may_train_on, planned
 from litcifar.run_folder import BEST
 
 PYTHON = """\
@@ -29,7 +28,7 @@ def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     folder = short(run_dir)
     evaluate = ["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trusting(config.trust)]
     commands = {"results": folder, "evaluate": shlex.join(evaluate)}
-    if may_train_on(config):
+    if config.may_train_on():
         more = [f"trainer.max_epochs={2 * config.trainer.max_epochs}"]
         more += ["trainer.max_steps=-1"] if config.trainer.max_steps != -1 else []
         more += ["trainer.max_time=null"] if config.trainer.max_time else []
@@ -40,7 +39,7 @@ def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
 def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     """The commands of a report, and what each of them does."""
     known = after(config, run_dir)
-    reason = planned(config)
+    reason = config.planned()
     where = f"where it was stopped{f' ({reason})' if reason else ''}"
     return {
         "Reproduce": reproduce(config, run_dir),

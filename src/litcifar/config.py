@@ -334,6 +334,20 @@ class TrainConfig(Node):
                 )
         return self
 
+    def planned(self) -> str | None:
+        """In words, that learning rates, image sizes or averages depend on the run's number of steps, if so."""
+        plans = {
+            "scheduler": self.scheduler is not None and "total_steps" in self.scheduler.model_dump().values(),
+            "augment.resolution": bool(self.augment.resolution),
+            "lookahead": self.lookahead is not None,
+        }
+        what = next((key for key, is_one in plans.items() if is_one), None)
+        return f"planned by its {what} for {self.trainer.max_epochs} epochs" if what else None
+
+    def may_train_on(self) -> bool:
+        """Whether a finished run takes more epochs; early stopping may have ended one for good."""
+        return not self.planned() and not self.early_stopping
+
     def with_data(self, where: Node) -> "TrainConfig":
         """The same, with those keys of the data set that `where` gives: what is None in it stays.
 

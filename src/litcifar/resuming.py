@@ -48,8 +48,8 @@ def continued(
         keys = ", ".join(sorted(LENGTHS.intersection(different)))
         raise ConfigError(f"{keys}: '{path}' was saved amid an epoch - go on without a change until that ends")
     if not STEPS.isdisjoint(different):
-        if planned(saved):
-            raise ConfigError(f"this run was {planned(saved)} and has no more steps than these - train anew with more")
+        if saved.planned():
+            raise ConfigError(f"this run was {saved.planned()} and has no more steps than these - train anew with more")
         for name, state in checkpoint["callbacks"].items():
             if name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]:
                 raise ConfigError("early stopping has ended this run - train anew with a larger early_stopping")
@@ -78,22 +78,6 @@ def _is_amid_an_epoch(checkpoint: dict[str, Any]) -> bool:
 def _difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     now = f"{key}={new[key]}" if key in new else f"no {key}"
     return f"{now} (was {old[key]})" if key in old else now
-
-
-def planned(config: TrainConfig) -> str | None:
-    """In words, that learning rates, image sizes or averages depend on the run's number of steps, if so."""
-    plans = {
-        "scheduler": config.scheduler is not None and "total_steps" in config.scheduler.model_dump().values(),
-        "augment.resolution": bool(config.augment.resolution),
-        "lookahead": config.lookahead is not None,
-    }
-    what = next((key for key, is_one in plans.items() if is_one), None)
-    return f"planned by its {what} for {config.trainer.max_epochs} epochs" if what else None
-
-
-def may_train_on(config: TrainConfig) -> bool:
-    """Whether a finished run takes more epochs; early stopping may have ended one for good."""
-    return not planned(config) and not config.early_stopping
 
 
 def finished(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:

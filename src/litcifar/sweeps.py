@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from yaml import YAMLError
 
-from litcifar.keys import flat
+from litcifar.keys import conf_dir, flat
 from litcifar.leaderboard import Row, Run, duration, percent
 from litcifar.significance import LEVEL, difference
 
@@ -44,7 +44,7 @@ class Question(BaseModel):
         pairs = [str(line).lstrip("+").partition("=") for line in content] if isinstance(content, list) else []
         text = next((value for key, _, value in reversed(pairs) if key == self.axis), None)
         values = flat(run.config)
-        if text is None or self.axis not in values:  # a group is no key
+        if text is None or self.axis not in values or (conf_dir() / self.axis).is_dir():  # a group's name is no value
             return text
         asked = OverridesParser.create().parse_override(f"{self.axis}={text}").value()
         return text if asked == values[self.axis] else None

@@ -52,7 +52,7 @@ def train(
     checkpoint_path, config, substituted = resuming.continued(config, run_dir, changed)
     finished = resuming.finished(run_dir, config)
     if finished:
-        more = "; raise trainer.max_epochs to train on" if resuming.may_train_on(config) else ""
+        more = "; raise trainer.max_epochs to train on" if config.may_train_on() else ""
         what = f"already finished after epoch {finished['epochs']}, val/acc {finished['val/acc']:.4f}{more}"
         console.print(f"{short(run_dir)}: {what}")
         return finished
