@@ -31,6 +31,12 @@ def test_the_split_is_the_same_on_every_machine(cifar10: Path) -> None:
     assert list(counts["test"].values()) == [1000] * 10
 
 
+def test_the_readme_names_the_copys_fingerprint(cifar10: Path) -> None:
+    data = CIFAR10DataModule(str(cifar10), verify=False)
+    data.setup()
+    assert f"`{data.fingerprint[:8]}...`" in (Path(__file__).parents[1] / "README.md").read_text()
+
+
 def val_acc(run_dir: Path, *overrides: str) -> float:
     short = [
         "trainer.max_epochs=1",
