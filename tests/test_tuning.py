@@ -247,7 +247,7 @@ def test_the_last_epoch_is_never_pruned_and_one_without_validation_is_not_told(
 def test_what_was_found_is_told_with_the_command_that_trains_it(tmp_path: Path) -> None:
     trials = [trial(0, TrialState.COMPLETE, 0.5), trial(1, TrialState.PRUNED), trial(2, TrialState.COMPLETE, 0.7)]
     fixed = ["sweep=optuna", "experiment=simple_cnn", "length=short", "model.head=[64]"]
-    search = Search([*trials, trial(3, TrialState.FAIL), trial(4, TrialState.RUNNING)], SPACE, fixed, {}, epochs=20)
+    search = Search([*trials, trial(3, TrialState.FAIL), trial(4, TrialState.RUNNING)], SPACE, fixed, {})
     assert search.words() == (
         "optuna: best is trial 2 with val 70.00 %, optim.lr=0.001235 augment=flip "
         "(2 complete, 1 pruned, 1 failed, 1 interrupted)"
@@ -259,6 +259,11 @@ def test_what_was_found_is_told_with_the_command_that_trains_it(tmp_path: Path) 
     asked = dataclasses.replace(search, fixed=["length=short", "trainer.max_epochs=3"])
     assert asked.command() == (
         "litcifar-train length=short trainer.max_epochs=3 optim.lr=0.001235 augment=flip"  # as it was asked for
+    )
+    wanted: dict[str, BaseDistribution] = {"experiment": CategoricalDistribution(["simple_cnn", "keras_cnn"])}
+    best = create_trial(value=0.5, params={"experiment": "keras_cnn"}, distributions=wanted)
+    assert Search([best], wanted, ["length=short"], {}).command() == (
+        "litcifar-train length=short trainer.max_epochs=25 experiment=keras_cnn"  # the epochs of the one that was found
     )
     empty = Search([trial(0, TrialState.FAIL)], SPACE, fixed, {})
     assert (empty.words(), empty.command()) == ("optuna: no trial has finished (1 failed)", None)

@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from litcifar.errors import ConfigError, require
+from litcifar.keys import compose
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -83,7 +84,6 @@ class OptunaSweeper(Sweeper):
             OmegaConf.save(self.master, folder / CONFIG)
             study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
             _keep(study, space, fixed, folder)
-            study.set_user_attr("epochs", self._epochs(space, fixed))
             for trials in self._batches(study, settings, space):
                 jobs = [[*fixed, *overrides(trial.params, space)] for trial in trials]
                 for trial in trials:
@@ -125,14 +125,6 @@ class OptunaSweeper(Sweeper):
             composed = self.loader.load_sweep_config(self.master, job)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
-
-    def _epochs(self, space: Mapping[str, "BaseDistribution"], fixed: Sequence[str]) -> int | None:
-        """Those of a run in full length; None where the trials have that."""
-        if "length=short" not in fixed:
-            return None
-        first = overrides({key: _ends(of_key)[0] for key, of_key in space.items()}, space)
-        full = [*(override for override in fixed if override != "length=short"), *first]
-        return int(self.loader.load_sweep_config(self.master, full).trainer.max_epochs)
 
     def _batches(
         self, study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]
@@ -233,7 +225,6 @@ def trials_of(study: "Study") -> list["FrozenTrial"]:
 class Search:
     """What a study has found. trials: those that were begun, by number. fixed: the overrides that all of them share.
 
-    epochs: of the full length, where the trials have another.
     importance: the share of each key in the variance of validation accuracy, by PED-ANOVA (Watanabe et al. 2023,
     arXiv 2304.10255); empty where too few trials finished for that.
     """
@@ -242,7 +233,6 @@ class Search:
     space: dict[str, "BaseDistribution"]
     fixed: list[str]
     importance: dict[str, float]
-    epochs: int | None = None
 
     def of_state(self, name: str) -> list["FrozenTrial"]:
         """Those that are COMPLETE, PRUNED, FAIL or RUNNING."""
@@ -270,9 +260,11 @@ class Search:
         if not self.best:
             return None
         shared = [override for override in self.fixed if not override.startswith("sweep=")]
-        if self.epochs and EPOCHS not in {*self.space, *(override.partition("=")[0] for override in shared)}:
-            shared.append(f"{EPOCHS}={self.epochs}")
-        return shlex.join(["litcifar-train", *shared, *overrides(self.best.params, self.space)])
+        found = overrides(self.best.params, self.space)
+        if "length=short" in shared and not any(override.startswith(f"{EPOCHS}=") for override in [*shared, *found]):
+            full = compose("train", *(override for override in [*shared, *found] if override != "length=short"))
+            shared.append(f"{EPOCHS}={full['trainer']['max_epochs']}")
+        return shlex.join(["litcifar-train", *shared, *found])
 
 
 def search_of(folder: Path) -> Search | None:
@@ -286,7 +278,7 @@ def search_of(folder: Path) -> Search | None:
     study = open_study(folder)
     kept = study.user_attrs
     space = {key: json_to_distribution(text) for key, text in kept.get("space", {}).items()}
-    found = Search(trials_of(study), space, kept.get("fixed", []), {}, kept.get("epochs"))
+    found = Search(trials_of(study), space, kept.get("fixed", []), {})
     values = {trial.value for trial in found.of_state("COMPLETE")}
     if len(values) > 2:
         with warnings.catch_warnings():

@@ -94,9 +94,9 @@ class Case:
                 raise ConfigError(
                     f"trainer.precision={self.precision} has no plain loop here - use 32-true or bf16-mixed"
                 )
-            config = self.metrics["config"]
+            config = flat(self.metrics["config"])
             for key, value in LEFT_OUT.items():
-                if flat(config)[key] != value:
+                if config[key] != value:
                     raise ConfigError(f"{key} has no plain loop here - leave it out")
             network = Path(folder, BEST)  # of the other variants too
             for pool in (self.others, self.kept):

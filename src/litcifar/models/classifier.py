@@ -191,7 +191,7 @@ class ImageClassifier(L.LightningModule):
             else:
                 loss = self.loss(images_BHWC, labels)
             trained, ended = self._still_trained(optimizer)
-            inputs = None if several or not ended else trained  # several processes wait for all gradients
+            inputs = None if several else trained  # several processes wait for all gradients
             with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
                 self.manual_backward(loss / self.accumulate_grad_batches, inputs=inputs)
             for parameter in ended:
@@ -401,17 +401,20 @@ class ImageClassifier(L.LightningModule):
             return []
         return [self.lr_schedulers()]
 
-    def _still_trained(self, optimizer: LightningOptimizer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters that still need a gradient, and those whose group's `until` is over; none where all are.
+    def _still_trained(self, optimizer: LightningOptimizer) -> tuple[list[nn.Parameter] | None, list[nn.Parameter]]:
+        """The parameters that still need a gradient, and those that do not: their group's `until` is over.
 
-        A whitened stem ends early, and the way back to it, over the largest images, takes up to a quarter of a step.
+        None, for all, and none where no group's is over, or every one's. A whitened stem ends early, and the way back
+        to it, over the largest images, takes up to a quarter of a step.
         """
-        trained: list[nn.Parameter] = []
-        ended: list[nn.Parameter] = []
-        for group in optimizer.param_groups:
-            over = "until" in group and group["lr"] == 0 and self.trainer.global_step > 0
-            (ended if over else trained).extend(group["params"])
-        return (trained, ended) if trained else (ended, [])
+        groups = optimizer.param_groups
+        over = ["until" in group and group["lr"] == 0 and self.trainer.global_step > 0 for group in groups]
+        if not any(over) or all(over):
+            return None, []
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for group, is_over in zip(groups, over, strict=True):
+            parts[is_over] += group["params"]
+        return parts[False], parts[True]
 
     def _draw_anew(self, seed: int) -> None:
         """Seeds torch's generators: its `manual_seed` takes 0.9 ms, it formats a stack trace for CUDA."""
