@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from litcifar import pairing, training
+from litcifar import training
 from litcifar.comparison import compare
-from litcifar.leaderboard import find_runs, rank
-from litcifar.page import cost_charts, curves_of, names_of, si
-from litcifar.pairing import Paired, paired
+from litcifar.results import pairing
+from litcifar.results.leaderboard import find_runs, rank
+from litcifar.results.page import cost_charts, curves_of, names_of, si
+from litcifar.results.pairing import Paired, paired
 from tests.conftest import Compose
-from tests.test_leaderboard import write_run
+from tests.results.test_leaderboard import write_run
 
 
 class Page(HTMLParser):

@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from litcifar import cli, training
 from litcifar.checkpoints import read
 from litcifar.errors import DivergedError, MachineError
-from litcifar.history import History
+from litcifar.loop.history import History
 from litcifar.models import MLP
 from litcifar.run_folder import BEST, HISTORY, LAST, METRICS, read_metrics, read_rows
 from tests import slurm

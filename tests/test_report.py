@@ -16,8 +16,8 @@ from litcifar import figures, style, training
 from litcifar.config import TrainConfig, check
 from litcifar.evaluation import Evaluation
 from litcifar.keys import compose
-from litcifar.layers import layers
 from litcifar.models import MLP
+from litcifar.models.layers import layers
 from litcifar.report import Report, size
 from tests.conftest import Compose
 

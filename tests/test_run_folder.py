@@ -19,7 +19,7 @@ from litcifar import run_folder
 from litcifar.checkpoints import WholeCheckpoints, read
 from litcifar.console import console
 from litcifar.errors import CheckpointError, ConfigError, MachineError
-from litcifar.history import History
+from litcifar.loop.history import History
 from litcifar.run_folder import LAST, LOCK, METRICS, claimed, find_checkpoint, read_metrics, write, write_metrics
 
 

@@ -17,11 +17,12 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from litcifar import config as configuration
-from litcifar import history, training
+from litcifar import training
 from litcifar.config import EvaluateConfig, TrainConfig, check, plain
 from litcifar.data import ShapesDataModule, datamodule
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
 from litcifar.evaluation import evaluate
+from litcifar.loop import history
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose

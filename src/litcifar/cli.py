@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar import ranks, signals, tuning
 from litcifar.errors import CheckpointError, ConfigError, Interrupted, InUseError, Pruned, UserError, explained
 from litcifar.keys import closest, compose, conf_dir, flat, opened, suggestion
+from litcifar.machine import ranks, signals
 from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
+from litcifar.search import tuning
 
 FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -86,7 +87,7 @@ def _train(cfg: DictConfig) -> float:
         raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
     with claimed(run_dir) if ranks.rank() == 0 else contextlib.nullcontext():
         with signals.deferred():
-            from litcifar.range_test import find_learning_rate
+            from litcifar.search.range_test import find_learning_rate
             from litcifar.training import train
 
         if config.tune:
@@ -100,7 +101,7 @@ def _callbacks(settings: Any, run_dir: Path, trust: Sequence[str]) -> list[Any]:
         return []
     with signals.deferred():
         from litcifar.commands import resume
-        from litcifar.pruning import Pruning
+        from litcifar.search.pruning import Pruning
 
     return [Pruning(resume(run_dir, trust), Path(settings.sweep.dir), settings.sweeper, settings.job.num)]
 

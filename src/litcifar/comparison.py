@@ -5,12 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from litcifar import run_folder, style, sweeps
+from litcifar import run_folder, style
 from litcifar.errors import CheckpointError, explained
-from litcifar.leaderboard import Row, count, find_runs, rank, table, write_csv
-from litcifar.page import ANSWER, SEARCH_CHARTS, answer_chart, search_charts, write_page
+from litcifar.results import sweeps
+from litcifar.results.leaderboard import Row, count, find_runs, rank, table, write_csv
+from litcifar.results.page import ANSWER, SEARCH_CHARTS, answer_chart, search_charts, write_page
 from litcifar.run_folder import METRICS
-from litcifar.tuning import search_of
+from litcifar.search.tuning import search_of
 
 
 def compare(
@@ -78,7 +79,7 @@ def _are_two_runs(folders: Sequence[Path]) -> bool:
 
 
 def _paired_words(folders: Sequence[Path], data_root: str | None, trust: Sequence[str]) -> str:
-    from litcifar.pairing import paired  # torch, which the leaderboard does without
+    from litcifar.results.pairing import paired  # torch, which the leaderboard does without
 
     names = ", ".join(f"{letter} = {folder}" for letter, folder in zip("AB", folders, strict=True))
     try:

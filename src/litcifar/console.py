@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from litcifar import ranks
+from litcifar.machine import ranks
 
 
 def console() -> Console:

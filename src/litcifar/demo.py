@@ -20,13 +20,14 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from litcifar import checkpoints, device, signals
+from litcifar import checkpoints
 from litcifar.checkpoints import Checkpoint
 from litcifar.config import TTA, DemoConfig, TrainConfig, WhereConfig
 from litcifar.console import quiet, short
 from litcifar.data import ShapesDataModule, shapes
 from litcifar.data.image_file import decode, quoted
 from litcifar.errors import DataError, UserError, explained, require
+from litcifar.machine import device, signals
 from litcifar.models import ImageClassifier
 from litcifar.prediction import printable, probabilities
 from litcifar.report import CSS_PIXELS, size

@@ -44,7 +44,7 @@ class MachineError(UserError):
 
 
 class Pruned(Exception):
-    """The search gives this run up (`litcifar.pruning`); no error."""
+    """The search gives this run up (`litcifar.search.pruning`); no error."""
 
 
 class Interrupted(BaseException):

@@ -22,14 +22,15 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from litcifar import checkpoints, commands, device, figures, memory, run_folder
+from litcifar import checkpoints, commands, figures, run_folder
 from litcifar.config import TTA, EvaluateConfig, TrainConfig, plain
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import ImageDataModule
 from litcifar.errors import DataError
-from litcifar.layers import layers
+from litcifar.machine import device, memory
 from litcifar.models import ImageClassifier
+from litcifar.models.layers import layers
 from litcifar.report import SPLITS, Report
 from litcifar.run_folder import EVALUATION, PREDICTIONS, REPORT
 from litcifar.tta import mean_logits

@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from litcifar import checkpoints, device
+from litcifar import checkpoints
 from litcifar.config import TTA, PredictConfig
 from litcifar.console import quiet
 from litcifar.data.image_file import SIDE_FILES, Decoded, decode_all, quoted
 from litcifar.errors import CheckpointError
+from litcifar.machine import device
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import output_file, writing
 from litcifar.tta import mean_logits

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from litcifar import run_folder, style
-from litcifar.layers import Layer
+from litcifar.models.layers import Layer
 from litcifar.run_folder import FIGURES, REPORT
 
 if TYPE_CHECKING:

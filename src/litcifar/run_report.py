@@ -8,9 +8,9 @@ from litcifar import commands, figures
 from litcifar.config import TrainConfig, plain
 from litcifar.data import ImageDataModule
 from litcifar.evaluation import Evaluation, headline
-from litcifar.history import duration
-from litcifar.layers import Layer
+from litcifar.loop.history import duration
 from litcifar.models import ImageClassifier
+from litcifar.models.layers import Layer
 from litcifar.report import SPLITS, Report
 
 

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from litcifar import checkpoints, commands, device, loggers, memory, processes, ranks, resuming, run_report
-from litcifar.averaging import EMA, Lookahead
+from litcifar import checkpoints, commands, resuming, run_report
 from litcifar.config import LookConfig, TrainConfig, plain, shapes_like
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
@@ -25,12 +24,15 @@ from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.data.datamodule import limited
 from litcifar.errors import ConfigError, DataError, MachineError, require
 from litcifar.evaluation import Evaluation, evaluate_model
-from litcifar.history import History, duration
-from litcifar.layers import layer_table, layers
+from litcifar.loop import loggers
+from litcifar.loop.averaging import EMA, Lookahead
+from litcifar.loop.history import History, duration
+from litcifar.loop.steps import Steps
+from litcifar.machine import device, memory, processes, ranks
 from litcifar.models import ImageClassifier, build_model
+from litcifar.models.layers import layer_table, layers
 from litcifar.models.synced_norm import synchronise
 from litcifar.run_folder import BEST, HISTORY, LAST, REPORT, write_metrics
-from litcifar.steps import Steps
 
 PACKAGES = ("litcifar", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 OPTIMIZATION = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"}  # what the model does itself

@@ -30,9 +30,10 @@ from typing import Any
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 import torch
 
-from litcifar import checkpoints, device, training
+from litcifar import checkpoints, training
 from litcifar.config import train_config
 from litcifar.errors import ConfigError
+from litcifar.machine import device
 
 ON_A_CPU = {
     'torch.device("cuda")': 'torch.device("cpu")',

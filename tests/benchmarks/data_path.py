@@ -15,10 +15,11 @@ from typing import Any
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 import torch
 
-from litcifar import checkpoints, memory
+from litcifar import checkpoints
 from litcifar.config import train_config
 from litcifar.data import ImageDataModule
 from litcifar.data.augment import Augment
+from litcifar.machine import memory
 
 KINDS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -4,7 +4,7 @@
 
 litcifar         litcifar.training.train, from its metrics.csv
 plain loop       a bare PyTorch loop of the same step, the images in memory, on the device
-  memory kept    the same in a process that keeps freed memory, as litcifar's does (`litcifar.memory`): the limit
+  memory kept    the same in a process that keeps freed memory, as in litcifar (`litcifar.machine.memory`): the limit
 usual Lightning  the same network, its ReLU before its pool, and optimizer; PIL images transformed one by one in two
                  workers, automatic optimization, loss and accuracy logged each step, progress bar and CSVLogger on
 FLOP floor       the epoch's training FLOPs at the rate of a large matrix product in litcifar's precision
@@ -49,11 +49,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from litcifar import checkpoints, memory, training
+from litcifar import checkpoints, training
 from litcifar.config import TrainConfig, train_config
 from litcifar.console import quiet
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
+from litcifar.machine import memory
 from litcifar.models import ImageClassifier
 from litcifar.models.classifier import ChannelsFirst
 from litcifar.models.conv_pool import ConvPoolBlock

@@ -18,10 +18,10 @@ from hydra.errors import HydraException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from litcifar import device
 from litcifar.config import TrainConfig
 from litcifar.console import console, quiet
 from litcifar.errors import UserError
+from litcifar.machine import device
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Batch norm over several processes: here the one of which the world may consist; tests/test_ranks.py has two."""
+"""Batch norm over several processes: here the one that may be all; tests/machine/test_ranks.py has two."""
 
 import copy
 from collections.abc import Iterator

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from litcifar import signals
 from litcifar.data import cifar10_archive, cifar10_files, image_folder, shapes
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError, DataError
+from litcifar.machine import signals
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor]

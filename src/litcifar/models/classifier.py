@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from litcifar import ranks
 from litcifar.config import ParameterKind, build
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.errors import ConfigError, DataError
+from litcifar.machine import ranks
 
 RANKS_APART = 2_654_435_761  # seeds of processes: a CPU's generator takes the last 32 bits of one
 FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # one kernel for the whole step, on CPU and GPU

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from litcifar.comparison import compare
 from litcifar.errors import CheckpointError, MachineError
-from litcifar.leaderboard import find_runs, rank, table
+from litcifar.results.leaderboard import find_runs, rank, table
 
 CONFIG: dict[str, Any] = {
     "resume": None,

@@ -17,13 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from litcifar import checkpoints, cli, sweeps, training
+from litcifar import checkpoints, cli, training
 from litcifar.comparison import compare
 from litcifar.config import TrainConfig, check, plain
 from litcifar.keys import compose, conf_dir
-from litcifar.leaderboard import find_runs, rank
-from litcifar.sweeps import Answer, Question, answer, question_of
-from tests.test_leaderboard import write_run
+from litcifar.results import sweeps
+from litcifar.results.leaderboard import find_runs, rank
+from litcifar.results.sweeps import Answer, Question, answer, question_of
+from tests.results.test_leaderboard import write_run
 
 FILES = sorted(
     set((conf_dir() / "sweep").glob("*.yaml")) - {conf_dir() / "sweep" / "optuna.yaml"}

@@ -20,9 +20,9 @@ from litcifar.data import ImageDataModule
 from litcifar.errors import CheckpointError, Pruned
 from litcifar.keys import compose as composed
 from litcifar.keys import conf_dir
-from litcifar.pruning import Pruning
 from litcifar.run_folder import read_metrics
-from litcifar.tuning import Search, distribution, open_study, search_of, trials_of
+from litcifar.search.pruning import Pruning
+from litcifar.search.tuning import Search, distribution, open_study, search_of, trials_of
 from tests.conftest import Compose
 from tests.test_cli import TRAIN, run, tiny  # noqa: F401
 from tests.test_training import rows

@@ -71,8 +71,8 @@ class OptunaSweeper(Sweeper):
         from optuna.trial import TrialState
 
         from litcifar.config import SearchConfig, check
+        from litcifar.results.sweeps import CONFIG
         from litcifar.run_folder import claimed
-        from litcifar.sweeps import CONFIG
 
         settings = check(self.settings, SearchConfig)
         space, fixed = self._space(arguments)
@@ -292,7 +292,7 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
     """Writes down what is searched; ConfigError where the folder's study is another one."""
     from optuna.distributions import distribution_to_json
 
-    from litcifar.leaderboard import NOT_COMPARED
+    from litcifar.results.leaderboard import NOT_COMPARED
 
     may_differ = {*NOT_COMPARED} - {"seed"}  # with another one a trial's value is another
     new = {key: distribution_to_json(of_key) for key, of_key in space.items()}

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from litcifar import processes, ranks, training
+from litcifar import training
 from litcifar.config import TrainConfig
 from litcifar.data import datamodule
 from litcifar.errors import Interrupted
+from litcifar.machine import processes, ranks
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose

@@ -11,8 +11,8 @@ import torch
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
-from litcifar import signals
 from litcifar.errors import Interrupted, MachineError, UserError, explained
+from litcifar.machine import signals
 
 LOOK_SECONDS = 0.1  # between two looks at the processes
 GRACE_SECONDS = 5.0  # for those that are left when one has ended before its time

@@ -9,8 +9,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from litcifar import ranks, report, signals
+from litcifar import report
 from litcifar.config import TrainConfig, build
+from litcifar.machine import ranks, signals
 from litcifar.run_folder import FIGURES
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"

@@ -7,9 +7,10 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 
-from litcifar import figures, range_test, training
+from litcifar import figures, training
 from litcifar.errors import UserError
-from litcifar.range_test import STEPS, RangeTest, find_learning_rate, smoothed, suggested
+from litcifar.search import range_test
+from litcifar.search.range_test import STEPS, RangeTest, find_learning_rate, smoothed, suggested
 from tests.conftest import Compose
 from tests.test_cli import TRAIN, run, tiny  # noqa: F401
 from tests.test_training import MUON, same, weights

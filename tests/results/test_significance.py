@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from litcifar.significance import binomial_p, difference
+from litcifar.results.significance import binomial_p, difference
 
 
 def test_welchs_interval_of_equal_deviations() -> None:

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from litcifar import signals
 from litcifar.errors import DivergedError, Interrupted
+from litcifar.machine import signals
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import LAST
 

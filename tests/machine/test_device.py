@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from litcifar import device, training
+from litcifar import training
 from litcifar.errors import ConfigError, MachineError
+from litcifar.machine import device
 from litcifar.models import MLP
 from tests.conftest import Compose
 from tests.test_training import CNN, weights

@@ -9,11 +9,12 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from litcifar import charts, run_folder, style
-from litcifar.leaderboard import Row, Run, duration, percent, untested
+from litcifar import run_folder, style
+from litcifar.results import charts
+from litcifar.results.leaderboard import Row, Run, duration, percent, untested
+from litcifar.results.sweeps import Answer
 from litcifar.run_folder import HISTORY, read_rows
-from litcifar.sweeps import Answer
-from litcifar.tuning import Search
+from litcifar.search.tuning import Search
 
 ANSWER = "answer.png"
 SEARCH_CHARTS = {"Search history": "search_history.png", "Importance of the keys searched": "importance.png"}

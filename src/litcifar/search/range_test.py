@@ -14,11 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from scipy.ndimage import gaussian_filter1d
 
-from litcifar import commands, device, figures, memory, run_folder, style
+from litcifar import commands, figures, run_folder, style
 from litcifar.config import TrainConfig
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.errors import UserError
+from litcifar.machine import device, memory
 from litcifar.run_folder import FIGURES
 from litcifar.training import new_model, prepare
 

@@ -25,11 +25,12 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from litcifar import cli, run_folder, signals
+from litcifar import cli, run_folder
 from litcifar.data import CIFAR10DataModule, cifar10_archive
 from litcifar.data.cifar10_archive import fetch
 from litcifar.data.cifar10_files import FOLDER
 from litcifar.errors import Interrupted
+from litcifar.machine import signals
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import LAST
 from tests.data.test_cifar10_archive import ARCHIVE, BYTES, PROBE_BYTES, Server

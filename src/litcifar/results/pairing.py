@@ -11,8 +11,8 @@ from litcifar.checkpoints import Checkpoint
 from litcifar.console import quiet
 from litcifar.errors import CheckpointError
 from litcifar.evaluation import evaluate_model
+from litcifar.results.significance import LEVEL, binomial_p
 from litcifar.run_folder import read_metrics
-from litcifar.significance import LEVEL, binomial_p
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from litcifar.history import History
+from litcifar.loop.history import History
 from litcifar.run_folder import read_rows
 
 

@@ -5,9 +5,9 @@ import shutil
 
 import torch
 
-from litcifar import ranks
 from litcifar.config import TrainConfig
 from litcifar.errors import ConfigError, MachineError
+from litcifar.machine import ranks
 from litcifar.models import ImageClassifier
 
 CPU_PROCESSES = 2  # of `trainer.devices=auto` without a GPU

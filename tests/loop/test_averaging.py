@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from litcifar.averaging import EMA, Lookahead
+from litcifar.loop.averaging import EMA, Lookahead
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from tests.conftest import bare_trainer
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from yaml import YAMLError
 
 from litcifar.keys import conf_dir, flat
-from litcifar.leaderboard import Row, Run, duration, percent
-from litcifar.significance import LEVEL, difference
+from litcifar.results.leaderboard import Row, Run, duration, percent
+from litcifar.results.significance import LEVEL, difference
 
 CONFIG = "multirun.yaml"  # Hydra's name of the configuration in a sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"

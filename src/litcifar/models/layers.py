@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from rich.table import Table
 
-from litcifar.models import ImageClassifier
+from litcifar.models.classifier import ImageClassifier
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from litcifar import processes, ranks, signals
 from litcifar.errors import ConfigError, Interrupted, MachineError
+from litcifar.machine import processes, ranks, signals
 
 
 def environment() -> tuple[int, int, dict[str, str]]:

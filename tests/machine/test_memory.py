@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from litcifar import memory
+from litcifar.machine import memory
 
 BLOCK = 64 << 20  # bytes; no dynamic threshold of glibc keeps such a block
 
@@ -17,7 +17,7 @@ BLOCK = 64 << 20  # bytes; no dynamic threshold of glibc keeps such a block
 def test_a_large_block_is_used_again_without_new_pages(kept: bool) -> None:
     code = f"""if True:
         import resource, torch
-        from litcifar import memory
+        from litcifar.machine import memory
         if {kept}:
             memory.keep_freed()
         for _ in range(40):  # an aligned block wants more than it leaves: it takes some to find a place for good

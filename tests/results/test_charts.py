@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from litcifar.charts import COLOURS, CURVES, Point, Spread, answer, curves, importance, scatter, search_history
-from litcifar.page import si
+from litcifar.results.charts import COLOURS, CURVES, Point, Spread, answer, curves, importance, scatter, search_history
+from litcifar.results.page import si
 
 
 def x_of(line: Line2D) -> list[float]:

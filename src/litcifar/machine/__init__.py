@@ -1,0 +1,1 @@
+"""What a run has of its machine: the device, memory, processes and their signals."""

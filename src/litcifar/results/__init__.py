@@ -1,0 +1,1 @@
+"""What many runs say together: the leaderboard, and the answers of sweeps."""
