@@ -68,7 +68,8 @@ Text = Annotated[str, Field(min_length=1)]
 Folder = Annotated[Text, AfterValidator(lambda path: str(Path(os.path.expanduser(path)).absolute()))]
 Duration = Annotated[str, _like(r"\d+:\d\d:\d\d:\d\d", "write days:hours:minutes:seconds, such as 00:12:00:00")]
 # As a part of a path it stays where it is put.
-Word = Annotated[str, _like(r"\w[\w.+-]*", "use letters, digits, _ and, but for the first, . + -")]
+WORD = r"\w[\w.+-]*"
+Word = Annotated[str, _like(WORD, "use letters, digits, _ and, but for the first, . + -")]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
@@ -563,7 +564,7 @@ def build(spec: Mapping[str, Any], base: type[Built], *args: Any, trust: Sequenc
             if isinstance(options.get(key), str):  # which may be noticed only epochs later
                 raise ValueError(f"{key}={options[key]} should be a number")
         return target(*args, **options, **extra)
-    except (TypeError, ValueError, ArithmeticError, ImportError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, ImportError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{path}: {text}{'' if ' - ' in text else ' - correct it'}") from error
 

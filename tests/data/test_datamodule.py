@@ -1,7 +1,8 @@
 """The data module: who is in which split, in what order batches come, and what a step gets."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -136,6 +137,42 @@ def test_what_a_users_own_set_reads_is_refused_if_it_does_not_fit(images: np.nda
     for arrays in ((images, labels, *right), (*right, images, labels)):
         with pytest.raises(DataError, match=r"'own': images .+ - `read` has to give images uint8 \[N, 32, 32, 3\], "):
             Own(*arrays).setup()
+
+
+class Named(ImageDataModule):
+    """Two images of each class, one of them for training; the second for validation and the test."""
+
+    def __init__(self, name: str, class_names: Sequence[str]) -> None:
+        super().__init__(val_size=0.5, split_seed=None)
+        self.name = name
+        self.given = class_names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.given)
+
+    def read(self) -> Arrays:
+        count = len(self.given)
+        images, labels = np.zeros((count, 32, 32, 3), np.uint8), np.arange(count)
+        return images.repeat(2, 0), np.tile(labels, 2), images, labels
+
+
+@pytest.mark.parametrize("name", ["CIFAR 100", "a/b", "", "a:b"])
+def test_a_name_that_no_checkpoint_could_hold_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"Named.name='{name}' - use letters, digits, _ and . + -")):
+        Named(name, ["a", "b"]).setup()
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="'own' has two classes 'crane' - give each a name of its own"):
+        Named("own", ["crane", "ox", "crane"]).setup()
+
+
+def test_names_out_of_an_array_are_plain() -> None:
+    data = Named("own", np.array(["ox", "ant"]))  # type: ignore[arg-type]
+    data.setup()
+    assert [type(name) for name in data.classes] == [str, str]
+    assert data.class_counts() == {split: {"ox": 1, "ant": 1} for split in ("train", "val", "test")}
 
 
 # --- Splits

@@ -179,6 +179,12 @@ def test_a_format_that_is_not_read_is_named(tmp_path: Path) -> None:
         image_file.decode(tmp_path / "IMG_1.HEIC", 8)
 
 
+def test_a_format_that_is_read_is_not_called_unknown(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("<html>no such page</html>")
+    with pytest.raises(DataError, match="is not an image of a known format - save it as PNG"):
+        image_file.decode(tmp_path / "a.png", 8)
+
+
 # Many files
 
 

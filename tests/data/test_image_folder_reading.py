@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from litcifar.data import image_file, image_folder
+from litcifar.data import ImageFolderDataModule, image_file, image_folder
 from litcifar.errors import DataError
 from tests.data.test_image_file import BLUE, GREEN, RED, image_of, plain, save
 
@@ -41,6 +41,21 @@ def one_line(caught: pytest.ExceptionInfo[DataError]) -> str:
 
 
 # Classes and files
+
+
+def test_a_class_whose_name_cannot_be_printed_is_an_error(root: Path) -> None:
+    os.mkdir(os.fsencode(root / "train") + b"/b\xe4r")
+    with pytest.raises(DataError, match=r"b\\udce4r': the name cannot be printed - rename the folder"):
+        image_folder.classes(root)
+
+
+def test_what_is_wrong_in_test_is_said_before_an_image_of_train_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(root / "test/cow/a.png", plain())
+    monkeypatch.setattr(image_file, "decode", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(DataError, match="cow"):
+        ImageFolderDataModule(str(root), image_size=4).setup()
 
 
 def test_classes_are_the_sorted_visible_folders_of_train(root: Path) -> None:
@@ -141,13 +156,15 @@ def test_a_damaged_image_is_named(root: Path, kind: str) -> None:
     assert "more" not in str(caught.value)
 
 
-def test_the_first_damaged_image_is_named_and_the_others_counted(root: Path) -> None:
-    for name in ("cat/a", "cat/c", "dog/a"):
+def test_damaged_images_are_named_together_and_those_beyond_twenty_counted(root: Path) -> None:
+    names = ["cat/a", "cat/c", "dog/a", *(f"dog/b{number:02}" for number in range(20))]
+    for name in names:
         (root / f"train/{name}.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         read(root)
-    assert str(root / "train/cat/a.png") in one_line(caught)
-    assert "2 more" in str(caught.value)
+    message = one_line(caught)
+    assert [name for name in names if str(root / f"train/{name}.png") in message] == names[:21]
+    assert message.endswith("b17.png' and 2 more")
     assert not (root / ".litcifar-cache").exists()
 
 

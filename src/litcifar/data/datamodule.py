@@ -6,6 +6,7 @@ Shape suffixes: N images of a set, T of a turn, B of a batch, H height, W width,
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from litcifar.config import WORD
 from litcifar.data import cifar10_archive, cifar10_files, image_folder, shapes
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError, DataError
@@ -92,20 +94,20 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def classes(self) -> list[str]:
         """The names of the classes in use, in label order."""
+        known = [str(name) for name in self.class_names]  # of an array, too: a checkpoint's names are plain
         if self.selected is None:
-            return list(self.class_names)
-        unknown = [name for name in self.selected if name not in self.class_names]
+            return known
+        unknown = [name for name in self.selected if name not in known]
         if unknown or len(set(self.selected)) < len(self.selected):
             problem = f"unknown class '{unknown[0]}'" if unknown else "a class stands twice"
-            raise ConfigError(
-                f"data.classes={list(self.selected)}: {problem} - choose from {', '.join(self.class_names)}"
-            )
+            raise ConfigError(f"data.classes={list(self.selected)}: {problem} - choose from {', '.join(known)}")
         return list(self.selected)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images once and splits them."""
         if self._sets:
             return
+        self._check_names()
         train_images, train_labels, test_images, test_labels = map(np.ascontiguousarray, self.read())
         self._check_arrays(train_images, train_labels)
         self._check_arrays(test_images, test_labels)
@@ -120,16 +122,21 @@ class ImageDataModule(L.LightningDataModule):
         order = torch.arange(count)
         if self.split_seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
-        train = self._select(train_images, train_labels, order[: count - held_out])
-        val = (*train[:2], self._select(train_images, train_labels, order[count - held_out :])[2])
-        test = self._select(test_images, test_labels, torch.arange(len(test_labels)))
-        self._sets = {"train": train, "val": val, "test": test}
-        for split, (_, _, indices) in self._sets.items():
-            if not len(indices):
+        trained = torch.from_numpy(train_images), self._relabelled(train_labels)
+        tested = torch.from_numpy(test_images), self._relabelled(test_labels)
+        splits = {
+            "train": (*trained, order[: count - held_out]),
+            "val": (*trained, order[count - held_out :]),
+            "test": (*tested, torch.arange(len(test_labels))),
+        }
+        for split, (images, labels, indices) in splits.items():
+            self._sets[split] = images, labels, indices[labels[indices] >= 0]
+            if not len(self._sets[split][2]):
                 raise DataError(f"{split} split of '{self.name}' has no images - change data.val_size or data.classes")
-        if self.drop_last and self.batch_size > len(train[2]):
+        count = len(self._sets["train"][2])
+        if self.drop_last and self.batch_size > count:
             raise ConfigError(
-                f"data.batch_size={self.batch_size} is larger than the {len(train[2])} training images and "
+                f"data.batch_size={self.batch_size} is larger than the {count} training images and "
                 "data.drop_last=true - choose a smaller one"
             )
         self.augment = Augment(**self.augment_options, num_classes=len(self.classes), seed=self.seed)
@@ -225,6 +232,14 @@ class ImageDataModule(L.LightningDataModule):
         }
         return {split: dict(zip(self.classes, counts[split].tolist(), strict=True)) for split in counts}
 
+    def _check_names(self) -> None:
+        """Refuses names of a user's own set that a checkpoint could not hold, or that would drop a class's images."""
+        if not re.fullmatch(WORD, self.name):
+            raise DataError(f"{type(self).__name__}.name='{self.name}' - use letters, digits, _ and . + -")
+        names = list(self.class_names)
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"'{self.name}' has two classes '{twice}' - give each a name of its own")
+
     def _check_arrays(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Refuses what a user's own `read` got wrong, which would be noticed later, and not so plainly."""
         size, classes = self.image_size, len(self.class_names)
@@ -236,12 +251,12 @@ class ImageDataModule(L.LightningDataModule):
                 f" - `read` has to give images uint8 [N, {size}, {size}, 3], labels int64 [N] from 0 to {classes - 1}"
             )
 
-    def _select(self, images: np.ndarray, labels: np.ndarray, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All images with their new labels, and the indices of those whose class is in use."""
-        new_label = torch.full((len(self.class_names),), -1)
-        new_label[[self.class_names.index(name) for name in self.classes]] = torch.arange(len(self.classes))
-        labels_N = new_label[torch.from_numpy(labels)]
-        return torch.from_numpy(images), labels_N, indices[labels_N[indices] >= 0]
+    def _relabelled(self, labels: np.ndarray) -> Tensor:
+        """The labels as places in `classes`, int64 [N]; -1 where the class is not in use."""
+        known, used = list(self.class_names), self.classes
+        new_label = torch.full((len(known),), -1)
+        new_label[[known.index(name) for name in used]] = torch.arange(len(used))
+        return new_label[torch.from_numpy(labels)]
 
     def _turns(self, trainer: L.Trainer | None) -> "Turns":
         indices, counts = self._sets["train"][2], (self.train_batches, self._all_train_batches)
@@ -253,7 +268,7 @@ class ImageDataModule(L.LightningDataModule):
             batch_sampler=batches,  # of tensors here, not of lists
             collate_fn=_as_is,  # type: ignore[arg-type]
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each epoch draws a number from the global one
         )
@@ -325,8 +340,10 @@ class ImageFolderDataModule(ImageDataModule):
         return image_folder.classes(self.root)
 
     def read(self) -> Arrays:
-        train = image_folder.read(self.root, "train", self.class_names, self.image_size)
-        return (*train, *image_folder.read(self.root, "test", self.class_names, self.image_size))
+        names = self.class_names
+        image_folder.listing(self.root, "test", names)  # what is wrong there is said before any image is decoded
+        train = image_folder.read(self.root, "train", names, self.image_size)
+        return (*train, *image_folder.read(self.root, "test", names, self.image_size))
 
 
 @dataclasses.dataclass

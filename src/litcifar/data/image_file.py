@@ -111,7 +111,8 @@ def _decode_or_error(path: Path, size: int) -> Decoded | DataError:
 
 def _format(path: Path) -> str:
     """Of a photograph that only its maker's programs read, or an HEIC: what its name calls it."""
-    return f" (nor is {path.suffix[1:].upper()} one)" if path.suffix[1:].isalnum() else ""
+    known = Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+    return f" (nor is {path.suffix[1:].upper()} one)" if path.suffix[1:].isalnum() and not known else ""
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ from litcifar.data.image_file import SIDE_FILES, quoted, regular
 from litcifar.errors import DataError
 
 CACHE = ".litcifar-cache"
+NAMED = 20  # files that one error names
 CACHE_VERSION = 1  # to be raised when the same files give other arrays
 
 Listing = list[tuple[str, int, int, int]]  # of each image: path below the split, label, bytes, mtime in ns
@@ -29,9 +30,11 @@ Listing = list[tuple[str, int, int, int]]  # of each image: path below the split
 def classes(root: Path) -> tuple[str, ...]:
     """Return the sorted names of the folders root/train/<class>/; hidden ones do not count.
 
-    Raises DataError if there is none.
+    Raises DataError if there is none, or one of a name that could not be printed.
     """
     names = tuple(entry.name for entry in _visible(root / "train") if entry.is_dir())
+    if unclear := next((name for name in names if not name.isprintable()), None):
+        raise DataError(f"{quoted(root / 'train' / unclear)}: the name cannot be printed - rename the folder")
     if not names:
         raise DataError(f"{quoted(root / 'train')} has no class folders - put images into train/<class>/")
     return names
@@ -46,13 +49,13 @@ def read(root: Path, split: str, class_names: Sequence[str], size: int) -> tuple
     Raises DataError if a class folder is missing, empty or not one of `class_names`, or if anything in one of them is
     not a regular file, not an image, damaged or larger than `image_file` allows.
     """
-    listing = _list(root / split, class_names)
-    labels = np.array([label for _, label, _, _ in listing], dtype=np.int64)
-    key = hashlib.sha256(json.dumps([CACHE_VERSION, listing]).encode()).hexdigest()
+    found = listing(root, split, class_names)
+    labels = np.array([label for _, label, _, _ in found], dtype=np.int64)
+    key = hashlib.sha256(json.dumps([CACHE_VERSION, found]).encode()).hexdigest()
     cache = root / CACHE / f"{split}-{size}-{key[:32]}.npz"
-    images = _load(cache, (len(listing), size, size, 3))
+    images = _load(cache, (len(found), size, size, 3))
     if images is None:
-        images = _decode_all([root / split / path for path, *_ in listing], size)
+        images = _decode_all([root / split / path for path, *_ in found], size)
         _save(cache, images)
     return images, labels
 
@@ -68,11 +71,13 @@ def _visible(folder: Path) -> list[Path]:
         ) from None
 
 
-def _list(folder: Path, class_names: Sequence[str]) -> Listing:
+def listing(root: Path, split: str, class_names: Sequence[str]) -> Listing:
+    """Return what `read` would read of a split; DataError for what can be told without opening a file."""
+    folder = root / split
     for entry in _visible(folder):
         if entry.is_dir() and entry.name not in class_names:
             raise DataError(f"{quoted(entry)} is not one of the classes in train - rename or remove it")
-    listing: Listing = []
+    found: Listing = []
     for label, name in enumerate(class_names):
         files = [file for file in _visible(folder / name) if not file.name.lower().endswith(SIDE_FILES)]
         if not files:
@@ -82,8 +87,8 @@ def _list(folder: Path, class_names: Sequence[str]) -> Listing:
                 info = regular(file)
             except DataError as error:
                 raise DataError(f"{error}; a class folder holds images only") from None
-            listing.append((f"{name}/{file.name}", label, info.st_size, info.st_mtime_ns))
-    return listing
+            found.append((f"{name}/{file.name}", label, info.st_size, info.st_mtime_ns))
+    return found
 
 
 def _decode_all(paths: Sequence[Path], size: int) -> np.ndarray:
@@ -92,18 +97,20 @@ def _decode_all(paths: Sequence[Path], size: int) -> np.ndarray:
 
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
 
-    errors: list[DataError] = []
+    errors: list[tuple[Path, DataError]] = []
     console = Console(stderr=True)
     done = image_file.decode_all(paths, size)
     bar = track(done, "Reading images", len(paths), console=console, disable=not sys.stderr.isatty(), transient=True)
     for row, image in enumerate(bar):
         if isinstance(image, DataError):
-            errors.append(image)
+            errors.append((paths[row], image))
         else:
             images[row] = image.pixels
     if errors:
-        more = f" ({len(errors) - 1} more such files)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more}")
+        others = [quoted(path) for path, _ in errors[1:]]
+        unnamed = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        more = f"; also unusable: {', '.join(others[:NAMED])}{unnamed}" if others else ""
+        raise DataError(f"{errors[0][1]}{more}")
     return images
 
 
