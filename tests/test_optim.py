@@ -102,7 +102,10 @@ def test_a_resumed_schedule_is_the_uninterrupted_one() -> None:
     assert [a[:-1] + b for a, b in zip(first, rates(optimizer, scheduler, 11), strict=True)] == whole
 
 
-@pytest.mark.parametrize("options", [{"total_steps": 0}, {"peak": 1.0}, {"peak": -0.1}, {"until": 0.0}, {"until": 1.1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"total_steps": 0}, {"peak": 1.0}, {"peak": -0.1}, {"until": 0.0}, {"until": 1.1}, {"start": -0.1}, {"end": -0.1}],
+)
 def test_a_schedule_outside_the_run_is_refused(options: dict[str, Any]) -> None:
     until = options.pop("until", 1.0)
     optimizer = SGD([{"params": weights((1,)), "until": until}], lr=1.0)

@@ -580,9 +580,12 @@ def test_impossible_networks_and_optimizers_are_refused_before_the_data_is_touch
         "model.pool_size=8": "nothing is left",
         "optim._target_=torch.optim.Nope": "no Optimizer",
         "+optim.momentun=0.9": "momentun",
+        "+optim.betas=[0.9]": "betas|index out of range",
+        "optim._target_=torch.optim.LBFGS ~optim.weight_decay": "it takes several passes a step - choose another",
+        "optim._target_=torch.optim.SparseAdam ~optim.weight_decay": "it takes sparse gradients - choose another",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            training.train(compose(nowhere, override), tmp_path)
+            training.train(compose(nowhere, *override.split()), tmp_path)
     assert not (tmp_path / "nowhere").exists()
 
 

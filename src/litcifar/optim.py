@@ -23,15 +23,16 @@ class Triangular(LambdaLR):
     total_steps: of the run. peak: the share of them after which the factor is 1, in [0, 1); 0 leaves out the rise.
     A group with an option `until` has the whole schedule in that share of the run, in (0, 1], and then the factor 0.
 
-    Raises ValueError where a share is out of its range.
+    Raises ValueError where a share is out of its range, or a factor below 0.
     """
 
     def __init__(
         self, optimizer: Optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23, end: float = 0.07
     ) -> None:
         shares = [group.get("until", 1.0) for group in optimizer.param_groups]
-        if total_steps < 1 or not 0 <= peak < 1 or not all(0 < share <= 1 for share in shares):
-            raise ValueError(f"total_steps={total_steps}, peak={peak} or a group's until ({shares}) is out of range")
+        if total_steps < 1 or not 0 <= peak < 1 or not all(0 < share <= 1 for share in shares) or min(start, end) < 0:
+            given = f"total_steps={total_steps}, start={start}, peak={peak}, end={end}"
+            raise ValueError(f"{given} or a group's until ({shares}) is out of range")
         super().__init__(
             optimizer,
             [partial(triangle, length=share * total_steps, start=start, peak=peak, end=end) for share in shares],

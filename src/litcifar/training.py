@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from rich.console import Console
 from rich.text import Text
+from torch.optim import LBFGS, SparseAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litcifar import checkpoints, commands, resuming, run_report
@@ -310,8 +311,12 @@ def new_model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
 def check_trainable(model: ImageClassifier, config: TrainConfig) -> None:
     """Refuses an optimizer, a scheduler and image sizes that the network cannot be trained with."""
     recipe = model.recipe(total_steps=10)
+    optimizer = recipe[0][0] if isinstance(recipe, tuple) else recipe
+    if isinstance(optimizer, LBFGS | SparseAdam):
+        what = "several passes a step" if isinstance(optimizer, LBFGS) else "sparse gradients"
+        raise ConfigError(f"optim._target_={config.optim.target}: it takes {what} - choose another optimizer")
     if isinstance(recipe, tuple):
-        (optimizer,), (scheduler,) = recipe
+        _, (scheduler,) = recipe
         optimizer.step()
         scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     for pixels in config.augment.resolution or {}:

@@ -23,6 +23,12 @@ def one_is_wrong() -> None:
     raise RuntimeError("the other process is gone")
 
 
+def one_is_wrong_and_one_waits_for_it() -> None:
+    if ranks.rank() == 1:
+        raise ConfigError("a value - another one")
+    time.sleep(60)
+
+
 def one_is_killed() -> None:
     if ranks.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -49,6 +55,14 @@ def test_the_error_that_says_most_is_raised() -> None:
     with pytest.raises(ConfigError, match="a value - another one") as error:
         processes.run(one_is_wrong, 2)
     assert "In process 1:" in error.value.__notes__[0]
+
+
+def test_an_error_ends_the_processes_that_wait_for_the_one_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="a value - another one"):
+        processes.run(one_is_wrong_and_one_waits_for_it, 2)
+    assert time.monotonic() - begun < 60
 
 
 def test_a_killed_process_ends_the_others_and_is_a_matter_of_the_machine() -> None:

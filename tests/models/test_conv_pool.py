@@ -248,6 +248,7 @@ def test_block_that_leaves_no_pixel_is_named_in_one_line(options: dict[str, Any]
     ("options", "message"),
     [
         ({"kernel_size": 4}, r"model.kernel_size=\[4\] is even - make it odd or set padding=valid"),
+        ({"residual": True, "convs": 2, "padding": "valid"}, r"model.residual=true .* set padding=same"),
         ({"kernel_size": (3, 2), "convs": 2}, r"model.kernel_size=\[3, 2\] is even"),
         ({"residual": True}, r"model.residual=true .* set convs=2"),
         ({"residual": True, "convs": (2, 1)}, r"model.residual=true .* set convs=2"),
@@ -430,33 +431,32 @@ def test_stem_is_a_2x2_convolution_to_24_channels_of_which_the_bias_is_learnt() 
 
 def test_whitening_filters_come_with_their_negatives() -> None:
     stem = WhitenedStem()
-    stem.whiten(coloured())
+    stem.whiten([coloured()])
     assert torch.equal(stem.conv.weight[12:], -stem.conv.weight[:12])
 
 
 def test_whitened_responses_are_uncorrelated_and_of_size_one() -> None:
     stem, images = WhitenedStem(), coloured()
-    stem.whiten(images)
+    stem.whiten([images])
     torch.testing.assert_close(second_moments(stem, images), torch.eye(12), rtol=0, atol=0.01)
 
 
-def test_many_pixels_are_whitened_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_may_be_whitened_some_at_a_time() -> None:
     at_once, some = WhitenedStem(), WhitenedStem()
-    at_once.whiten(coloured())
-    monkeypatch.setattr(conv_pool, "WHITENING_IMAGES", 0)
-    some.whiten(coloured())  # one by one
+    at_once.whiten([coloured()])
+    some.whiten(coloured().split(3))
     torch.testing.assert_close(at_once.conv.weight, some.conv.weight)
 
 
 def test_whitening_keeps_the_weight_frozen() -> None:
     stem = WhitenedStem()
-    stem.whiten(coloured())
+    stem.whiten([coloured()])
     assert not stem.conv.weight.requires_grad
 
 
 def test_epsilon_shrinks_the_responses_to_directions_without_contrast() -> None:
     stem, images = WhitenedStem(), coloured(std=0.02)
-    stem.whiten(images)
+    stem.whiten([images])
     sizes = second_moments(stem, images).diag()
     eigenvalues = torch.linalg.eigvalsh(second_moments_of_patches(images)).flip(0)
     torch.testing.assert_close(sizes, (eigenvalues / (eigenvalues + 5e-4)).float(), rtol=1e-3, atol=1e-4)
@@ -464,7 +464,7 @@ def test_epsilon_shrinks_the_responses_to_directions_without_contrast() -> None:
 
 def test_black_images_give_finite_filters() -> None:
     stem = WhitenedStem()
-    stem.whiten(torch.zeros(2, 3, 8, 8))
+    stem.whiten([torch.zeros(2, 3, 8, 8)])
     torch.testing.assert_close(stem.conv.weight.flatten(1).norm(dim=1), torch.full((24,), 5e-4**-0.5))
 
 
@@ -485,13 +485,17 @@ def stem_of(model: ConvPool) -> nn.Conv2d:
     return stem.conv
 
 
-def test_a_fit_whitens_by_the_normalised_training_images(tiny_cifar10: Path) -> None:
+@pytest.mark.parametrize("pixels_at_once", [10_000_000, 7 * 32 * 32])
+def test_a_fit_whitens_by_the_normalised_training_images(
+    tiny_cifar10: Path, pixels_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_pool, "WHITENING_PIXELS", pixels_at_once)
     model, images = whitened(), data(tiny_cifar10)
     bare_trainer().fit(model, datamodule=images)
     pixels = images.images("train", 150).double() / 255
     normalised = (pixels - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.25, 0.3])
     expected = WhitenedStem()
-    expected.whiten(normalised.permute(0, 3, 1, 2))
+    expected.whiten([normalised.permute(0, 3, 1, 2)])
     ours, theirs = (conv.weight.flatten(1) for conv in (stem_of(model), expected.conv))
     cosines = nn.functional.cosine_similarity(ours, theirs).abs()  # the sign of an eigenvector is free
     torch.testing.assert_close(cosines, torch.ones(24))

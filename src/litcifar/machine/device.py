@@ -96,4 +96,5 @@ def compile_network(model: ImageClassifier, mode: str | None, cuda: bool) -> Non
             f"compile={mode or 'true'} needs a {language} compiler, and there is none - install {compilers[0]} or "
             "leave it out"
         )
+    torch.compiler.reset()  # all networks of a process, as a sweep's, share one limit to what torch keeps compiled
     model.net.compile(dynamic=False, mode=mode)

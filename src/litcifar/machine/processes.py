@@ -1,7 +1,9 @@
 """Starts several processes on this machine, with the environment that torchrun would give them, and minds them."""
 
+import math
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
@@ -59,9 +61,15 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
 
 
 def _wait(processes: ProcessContext, answers: SimpleQueue, found: dict[int, Any]) -> None:
-    """Until all processes have ended; ProcessException where one of them has ended without an answer."""
-    while not processes.join(LOOK_SECONDS, GRACE_SECONDS):
+    """Until all processes have ended, or one has failed and the others, who may wait for it, have had their time.
+
+    ProcessException where one of them has ended without an answer.
+    """
+    last = math.inf
+    while not processes.join(LOOK_SECONDS, GRACE_SECONDS) and time.monotonic() < last:
         _collect(answers, found)
+        if not all(isinstance(error, Interrupted) for error in _errors(found)):
+            last = min(last, time.monotonic() + GRACE_SECONDS)
     _collect(answers, found)
 
 

@@ -1,7 +1,7 @@
 """The Conv-Pool family: blocks of convolutions, each with a pool, and a linear head."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar, Unpack
 
 import torch
@@ -13,6 +13,7 @@ from litcifar.models.classifier import ACTIVATIONS, ChannelsFirst, ClassifierOpt
 
 WHITENING_IMAGES = 5_000  # and the epsilon: airbench, Keller Jordan 2024, arXiv 2404.00498, section 3.2
 WHITENING_EPSILON = 5e-4
+WHITENING_PIXELS = 5_000 * 32 * 32  # at once, of which the patches take 1.4 GB
 
 
 class ConvPool(ImageClassifier):
@@ -126,7 +127,9 @@ class ConvPool(ImageClassifier):
         stem = self.net[1] if isinstance(self.net, nn.Sequential) else None
         if isinstance(stem, WhitenedStem) and self.trainer.ckpt_path is None:
             images_NHWC = self.trainer.datamodule.images("train", WHITENING_IMAGES)  # type: ignore[attr-defined]
-            stem.whiten(self.normalize(images_NHWC.to(self.device)).permute(0, 3, 1, 2))
+            at_once = max(1, WHITENING_PIXELS // images_NHWC[0, ..., 0].numel())
+            batches_BHWC = (images_BHWC.to(self.device) for images_BHWC in images_NHWC.split(at_once))
+            stem.whiten(self.normalize(images_BHWC).permute(0, 3, 1, 2) for images_BHWC in batches_BHWC)
             if self.trainer.world_size > 1:  # an eigenvector's sign may differ from machine to machine
                 torch.distributed.broadcast(stem.conv.weight.data, 0)
 
@@ -153,6 +156,10 @@ class ConvPoolBlock(nn.Sequential):
         super().__init__()
         if residual and len(kernel_sizes) < 2:
             raise ValueError("model.residual=true adds a block's first activation to a later convolution - set convs=2")
+        if residual and padding == "valid" and any(kernel_size > 1 for kernel_size in kernel_sizes[1:]):
+            raise ValueError(
+                "model.residual=true adds activations of one size, which valid convolutions are not - set padding=same"
+            )
         if padding == "same" and any(kernel_size % 2 == 0 for kernel_size in kernel_sizes):
             raise ValueError(f"model.kernel_size={list(kernel_sizes)} is even - make it odd or set padding=valid")
 
@@ -229,17 +236,16 @@ class WhitenedStem(nn.Module):
         return self.conv(x_BCHW)
 
     @torch.no_grad()
-    def whiten(self, images_NCHW: Tensor) -> None:
+    def whiten(self, batches_BCHW: Iterable[Tensor]) -> None:
         """Sets the filters to +-(eigenvectors / sqrt(eigenvalues + epsilon)) of the images' 2x2 patches."""
-        _, _, H, W = images_NCHW.shape
-        if images_NCHW.device.type == "mps":
-            images_NCHW = images_NCHW.cpu()  # it has no float64
-        at_once = max(1, WHITENING_IMAGES * 32 * 32 // (H * W))  # 1.4 GB of patches
-        sums = torch.zeros(12, 12, dtype=torch.float64, device=images_NCHW.device)
-        for some_NCHW in images_NCHW.split(at_once):
-            patches = some_NCHW.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
-            sums += patches.T @ patches
-        eigenvalues, eigenvectors = torch.linalg.eigh(sums / (len(images_NCHW) * (H - 1) * (W - 1)))
+        sums, count = torch.zeros(12, 12, dtype=torch.float64), 0
+        for images_BCHW in batches_BCHW:
+            if images_BCHW.device.type == "mps":
+                images_BCHW = images_BCHW.cpu()  # it has no float64
+            patches = images_BCHW.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
+            sums = sums.to(patches.device) + patches.T @ patches
+            count += len(patches)
+        eigenvalues, eigenvectors = torch.linalg.eigh(sums / count)
         filters = (eigenvectors / (eigenvalues + WHITENING_EPSILON).sqrt()).T.reshape(12, 3, 2, 2).flip(0)
         self.conv.weight.copy_(torch.cat([filters, -filters]))
 
