@@ -1,11 +1,13 @@
 """Evaluation gives exactly the figures of training, from the checkpoint alone."""
 
 import csv
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from litcifar import training
 from litcifar.checkpoints import load
@@ -13,7 +15,7 @@ from litcifar.config import EvaluateConfig, TrainConfig, check, train_config
 from litcifar.data import CIFAR10DataModule
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.errors import ConfigError, DataError, MachineError
-from litcifar.evaluation import Evaluation, evaluate
+from litcifar.evaluation import Evaluation, evaluate, print_answers
 from litcifar.keys import compose
 from litcifar.models import ImageClassifier
 from tests.conftest import Compose
@@ -214,6 +216,24 @@ def test_scores_of_each_class_and_the_confusion_matrix_by_hand() -> None:
     assert scores["precision"] == pytest.approx([2 / 4, 1 / 2, 0])
     assert scores["recall"] == pytest.approx([2 / 3, 1 / 2, 0])
     assert scores["F1"] == pytest.approx([4 / 7, 1 / 2, 0])
+
+
+def test_the_macro_average_leaves_out_a_class_without_image_and_answer() -> None:
+    logits, labels = torch.eye(4)[[0, 0, 1]], torch.tensor([0, 1, 1])  # neither c nor d occurs
+    macro = Evaluation("val", ["a", "b", "c", "d"], 0.5, 1.0, logits, labels).macro()
+    assert macro == pytest.approx({"precision": 3 / 4, "recall": 3 / 4, "F1": 2 / 3})
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(10, True), (20, True), (100, False)])
+def test_a_confusion_matrix_that_does_not_fit_is_not_printed(classes: int, fits: bool) -> None:
+    labels = torch.arange(classes)
+    names = [f"class {number}" for number in range(classes)]
+    result = Evaluation("val", names, 0.5, 1.0, torch.eye(classes), labels)
+    console = Console(width=20 * 4 + 6, record=True, file=io.StringIO())
+    print_answers(result, console)
+    printed = console.export_text()
+    assert ("row = true class" in printed) == fits
+    assert ("confusion matrix of 100 classes is wider than this screen" in printed) != fits
 
 
 def test_the_accuracy_with_test_time_augmentation_by_hand() -> None:

@@ -42,6 +42,7 @@ def test_a_resumed_run_keeps_its_recipe(compose: Compose, tmp_path: Path) -> Non
         ("augment=none", "logger=tensorboard", r"logger\._target_="),
         ("augment=none", "+optim.amsgrad=true", r"optim\.amsgrad=True"),
         ("augment=none", "optim.groups={head:{lr:1}}", r"optim\.groups\.head\.until=1\.0, optim\.groups\.head\.lr=1"),
+        ("optim.groups={head:{lr:1}}", "optim.groups={}", r"optim\.groups=\{\}"),
     ],
 )
 def test_what_its_recipe_has_no_key_for_is_a_change_too(

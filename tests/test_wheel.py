@@ -26,7 +26,8 @@ def test_a_wheel_holds_the_modules_and_the_configuration(wheel: Path) -> None:
         scripts = archive.read(entry_points).decode()
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     settings = {f"litcifar/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    pages = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("templates/*")}
+    files = [path for path in (ROOT / "src").rglob("templates/*") if path.is_file()]  # no __pycache__
+    pages = {path.relative_to(ROOT / "src").as_posix() for path in files}
     assert names == modules | settings | pages
     for command in ("train", "evaluate", "look", "compare", "predict", "export", "demo"):
         assert f"litcifar-{command} = litcifar.cli:{command}\n" in f"{scripts}\n"

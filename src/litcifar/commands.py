@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from litcifar.config import TrainConfig, plain
 from litcifar.console import short
-from litcifar.keys import flat
+from litcifar.keys import assignment, flat
 from litcifar.run_folder import BEST
 
 PYTHON = """\
@@ -26,7 +26,7 @@ train(check(config, TrainConfig), Path("again"))"""
 def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
     """What can be done with a finished run."""
     folder = short(run_dir)
-    evaluate = ["litcifar-evaluate", f"ckpt={folder}/{BEST}", *trusting(config.trust)]
+    evaluate = ["litcifar-evaluate", assignment("ckpt", f"{folder}/{BEST}"), *trusting(config.trust)]
     commands = {"results": folder, "evaluate": shlex.join(evaluate)}
     if config.may_train_on():
         more = [f"trainer.max_epochs={2 * config.trainer.max_epochs}"]

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from litcifar import checkpoints
+from litcifar import checkpoints, templates
 from litcifar.checkpoints import Checkpoint
 from litcifar.config import TTA, DemoConfig, TrainConfig, WhereConfig
 from litcifar.console import quiet, short
@@ -172,7 +171,7 @@ def page(model: ImageClassifier, known: Known, examples: Examples, tta: TTA) -> 
                 gr.HTML(_html("note", text=examples.note))
         with gr.Tab("Draw"), gr.Row():
             with gr.Column(min_width=300):
-                canvas = gr.HTML(html_template=_html("draw"), js_on_load=_text("demo.js"), elem_id="draw")
+                canvas = gr.HTML(html_template=_html("draw"), js_on_load=templates.text("demo.js"), elem_id="draw")
                 seen = gr.HTML()
             with gr.Column(min_width=300):
                 canvas.submit(of_drawing, None, [label(), seen], trigger_mode="always_last", **options)
@@ -277,7 +276,7 @@ def look() -> dict[str, Any]:
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace"]
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
-    return {"theme": theme, "css": _text("demo.css"), "js": "() => document.body.classList.remove('dark')"}
+    return {"theme": theme, "css": templates.text("demo.css"), "js": "() => document.body.classList.remove('dark')"}
 
 
 def _figures(folder: Path) -> dict[str, bytes]:
@@ -296,11 +295,4 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _html(part: str, **values: Any) -> str:
     """A macro of demo.html; what it is given is escaped."""
-    environment = Environment(
-        loader=PackageLoader("litcifar"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return str(getattr(environment.get_template("demo.html").module, part)(**values))
-
-
-def _text(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+    return str(getattr(templates.template("demo.html").module, part)(**values))

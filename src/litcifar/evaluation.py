@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import ImageDataModule
 from litcifar.errors import DataError
+from litcifar.keys import assignment
 from litcifar.machine import device, memory
 from litcifar.models import ImageClassifier
 from litcifar.models.layers import layers
@@ -79,6 +81,14 @@ class Evaluation:
         return {
             name: score(self.logits_NK, self.labels_N, num_classes=count, average="none").tolist()
             for name, score in scores.items()
+        }
+
+    def macro(self) -> dict[str, float]:
+        """The means of `per_class` over the classes that occur, as a label or as an answer."""
+        confusion = self.confusion()
+        occurs = (confusion.sum(0) + confusion.sum(1) > 0).tolist()
+        return {
+            name: sum(itertools.compress(of_class, occurs)) / sum(occurs) for name, of_class in self.per_class().items()
         }
 
     def confusion(self) -> Tensor:
@@ -228,9 +238,10 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
 
 def _again(config: EvaluateConfig, path: Path) -> str:
     """The command of an evaluation."""
-    given = {"data.root": config.data.root, "data.verify": config.data.verify, "tta": config.tta}
-    options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    arguments = [f"ckpt={path}", f"split={config.split}", *options, *commands.trusting(config.trust)]
+    given = {"ckpt": path, "split": config.split, "data.root": config.data.root, "data.verify": config.data.verify}
+    given["tta"] = config.tta
+    options = [assignment(key, value) for key, value in given.items() if value is not None]
+    arguments = [*options, *commands.trusting(config.trust)]
     return shlex.join(["litcifar-evaluate", *arguments])
 
 
@@ -253,10 +264,14 @@ def print_answers(result: Evaluation, console: Console) -> None:
     for number, name in enumerate(result.classes):
         values = [f"{100 * score[number]:.1f}" for score in scores.values()]
         table.add_row(name, f"{int(confusion[number].sum()):,}", *values)
-    macro = [f"{100 * sum(score) / len(score):.1f}" for score in scores.values()]
     table.add_section()
+    macro = [f"{100 * mean:.1f}" for mean in result.macro().values()]
     table.add_row("macro average", f"{len(result.labels_N):,}", *macro)
     console.print(table)
+    digits = len(str(int(confusion.max())))
+    if (len(result.classes) + 1) * (digits + 3) >= console.width:  # a column has two blanks and a line beside it
+        console.print(f"The confusion matrix of {len(result.classes)} classes is wider than this screen.")
+        return
     matrix = Table(title=f"{result.split}: row = true class, column = predicted class", title_justify="left")
     matrix.add_column("")
     for name in result.classes:

@@ -5,10 +5,12 @@ Without pydantic, which the shell's completion has no time for.
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+PLAIN = re.compile(r"[A-Za-z0-9_./+-]+( [A-Za-z0-9_./+-]+)*")
 OPEN = ("augment.resolution", "optim.groups")  # mappings whose keys are the user's choice
 
 
@@ -48,6 +50,18 @@ def opened(overrides: Iterable[str]) -> list[str]:
     return given
 
 
+def assignment(key: str, value: object) -> str:
+    """The override that sets a key to this value, in quotes where Hydra would not read it as it is."""
+    return f"{key}={value if PLAIN.fullmatch(str(value)) else quoted(str(value))}"
+
+
+def quoted(text: str) -> str:
+    """A text that Hydra reads as it is, whatever is in it."""
+    from hydra.core.override_parser.types import Quote, QuotedString  # here as above
+
+    return QuotedString(text, Quote.single).with_quotes()
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that this one resembles, as a whole or in what follows its last dot."""
     words = {part: whole for whole in sorted(known, reverse=True) for part in (whole.rpartition(".")[2], whole)}
@@ -63,8 +77,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
+    """{"optim": {"lr": 1, "groups": {}}} as {"optim.lr": 1, "optim.groups": {}}."""
     items: dict[str, Any] = {}
     for key, value in config.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return items

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from litcifar import run_folder, style
 from litcifar.models.layers import Layer
 from litcifar.run_folder import FIGURES, REPORT
+from litcifar.templates import template
 
 if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation
@@ -45,16 +45,13 @@ class Report:
 
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """The page. pictures: PNG files by name: curves, learning_rate, confusion_matrix, ...; any may be missing."""
-        loader = PackageLoader("litcifar")
-        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         scores, images = self.evaluation.per_class(), self.evaluation.confusion().sum(1).tolist()
         rows = [(name, images[k], [of[k] for of in scores.values()]) for k, name in enumerate(self.evaluation.classes)]
-        macro = [sum(of_class) / len(of_class) for of_class in scores.values()]
-        return environment.get_template("report.html").render(
+        return template("report.html").render(
             report=self,
             split=SPLITS[self.evaluation.split],
             scores=scores,
-            per_class=[*rows, ("macro average", sum(images), macro)],
+            per_class=[*rows, ("macro average", sum(images), [*self.evaluation.macro().values()])],
             config=OmegaConf.to_yaml(OmegaConf.create(dict(self.config))),
             pictures={
                 name: {"base64": base64.b64encode(content).decode(), "width": round(CSS_PIXELS * size(content)[0])}

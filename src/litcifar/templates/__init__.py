@@ -1,0 +1,19 @@
+"""The templates of the pages; whatever is put into them is escaped."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def template(name: str, **filters: Callable[..., str]) -> Template:
+    """A file of this folder, to be rendered; a value that it lacks is an error."""
+    loader = PackageLoader("litcifar")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= filters
+    return environment.get_template(name)
+
+
+def text(name: str) -> str:
+    """A file of this folder as it is."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
