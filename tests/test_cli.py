@@ -44,11 +44,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
-    def run(command: str, *arguments: str) -> Outcome:
+    def run(command: str, *arguments: str, full_error: bool = False) -> Outcome:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"litcifar-{command}", *arguments])
         monkeypatch.setattr(cli, "FAILURES", [])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))
         with pytest.raises(SystemExit) as end:
             getattr(cli, command)()
         captured = capsys.readouterr()
@@ -281,6 +281,32 @@ def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(  # type: i
     assert not list((tmp_path / "sweep").rglob("error.txt"))
 
 
+def test_a_job_of_another_process_in_a_parallel_sweep_is_told(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a launcher keep what they cannot do to themselves."""
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(cli, "_guarded", lambda job, cfg: float("nan"))
+    (tmp_path / "sweep" / "0_mlp_seed0").mkdir(parents=True)
+    with run_folder.claimed(tmp_path / "sweep" / "0_mlp_seed0"):
+        outcome = run(TRAIN, *tiny, "-m", "model=mlp", "hydra.sweep.dir=sweep")
+    assert outcome.code == 2
+    assert "another process trains in 'sweep/0_mlp_seed0'" in outcome.err
+    assert "\ngo on     litcifar-train" in outcome.out
+
+
+def test_the_traceback_of_a_failed_job_is_told_where_it_is_asked_for(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: Any, *arguments: Any) -> Any:
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(ImageClassifier, "training_step", broken)
+    sweep = [*tiny, "-m", "model=mlp", "seed=0,1"]
+    assert "in broken" not in run(TRAIN, *sweep, "hydra.sweep.dir=a").err
+    assert run(TRAIN, *sweep, "hydra.sweep.dir=b", full_error=True).err.count("in broken") == 2
+
+
 def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(  # type: ignore[no-untyped-def]
     run, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -326,6 +352,15 @@ def test_a_slurm_allocation_of_several_tasks_changes_nothing(  # type: ignore[no
     outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     assert run(EVALUATE, "ckpt=run", "figures=false").code == 0
+
+
+def test_the_commands_that_are_told_can_be_run_whatever_the_folder_is_called(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir='größen (2)/lr=0.1'", "trainer.max_epochs=1")
+    assert outcome.code == 0, outcome.err
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("evaluate"))
+    program, *arguments = shlex.split(line.removeprefix("evaluate"))
+    assert (program, arguments) == ("litcifar-evaluate", ["ckpt='größen (2)/lr=0.1/best.ckpt'"])
+    assert run(EVALUATE, *arguments, "figures=false").code == 0
 
 
 def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -616,7 +651,7 @@ def test_a_mistake_in_a_demo_is_one_line(run, tmp_path: Path) -> None:  # type: 
 def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert run(TRAIN, "model=mlp", "hydra.run.dir=run", *tiny).code == 0
     (tmp_path / "photos").mkdir()
-    awkward = ["a(1).png", "b c.png", "it's.png", "d[1].png", "*.png"]
+    awkward = ["a(1).png", "b c.png", "it's.png", "d[1].png", "*.png", r"e\f.png"]
     for name in awkward:
         Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / name)
     outcome = run(PREDICT, *(f"photos/{name}" for name in awkward), "ckpt=run", "top=1")
@@ -626,8 +661,8 @@ def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # ty
     for images in ("photos", "images=photos", "images=photos/*", "images=[photos]"):
         outcome = run(PREDICT, "ckpt=run", images)
         assert outcome.code == 4
-        assert outcome.err == "error: 1 of 6 images could not be read - their rows say why\n"
-        assert outcome.out.count(" %") == 15
+        assert outcome.err == "error: 1 of 7 images could not be read - their rows say why\n"
+        assert outcome.out.count(" %") == 18
     for nothing in ("*.gif", "images=*.gif"):
         outcome = run(PREDICT, "ckpt=run", nothing)
         assert outcome.code == 4

@@ -21,10 +21,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from litcifar.errors import CheckpointError, ConfigError, Interrupted, InUseError, Pruned, UserError, explained
-from litcifar.keys import closest, compose, conf_dir, flat, opened, suggestion
+from litcifar.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    InUseError,
+    Pruned,
+    UserError,
+    explained,
+    is_of_storage,
+)
+from litcifar.keys import assignment, closest, compose, conf_dir, flat, opened, quoted, suggestion
 from litcifar.machine import ranks, signals
-from litcifar.run_folder import BEST, LAST, LOCK, claimed, find_checkpoint, output_file
+from litcifar.run_folder import BEST, LAST, LOCK, METRICS, claimed, find_checkpoint, output_file
 from litcifar.search import tuning
 
 FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
@@ -71,7 +81,7 @@ def _train(cfg: DictConfig) -> float:
     """One training run; its value, which a sweeper may seek to raise, is the best validation accuracy."""
     hydra_config = HydraConfig.get()
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
-    _check_sweep(hydra_config, asked)
+    _check_sweep(hydra_config, asked, cfg)
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
     from litcifar.config import TrainConfig, check
@@ -141,12 +151,13 @@ def _compare(cfg: DictConfig) -> float:
     return 0.0
 
 
-def _check_sweep(settings: Any, asked: list[str]) -> None:
+def _check_sweep(settings: Any, asked: list[str], cfg: DictConfig) -> None:
     """Refuses a job that says `sweep=...` without the values that the question asks about."""
     question = settings.runtime.choices.get("sweep")
     if question and settings.mode != RunMode.MULTIRUN:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
-    if question and not {key.lstrip("+~") for key in settings.sweeper.params} <= set(asked):
+    varied = [key for key in settings.sweeper.params if not tuning.is_lacking(key, cfg)] if question else []
+    if not {key.lstrip("+~") for key in varied} <= set(asked):
         raise ConfigError("a sweep answers one question - give each a command of its own")
 
 
@@ -175,8 +186,17 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         FAILURES[:] = [failure for failure in FAILURES if isinstance(failure, InUseError)]  # the others have a file
         for file in sorted(folder.rglob(FAILURE_FILE)):  # of jobs in other processes too
-            message, _, _ = file.read_text().partition("\n")
+            message, _, where = file.read_text().partition("\n")
             FAILURES.append(UserError(f"{file.parent}: {message}"))
+            FAILURES[-1].add_note(where.strip())
+        told = " ".join(map(str, FAILURES))
+        for lock in sorted(folder.glob(f"*/{LOCK}")):
+            if str(lock.parent) not in told and not (lock.parent / METRICS).is_file():
+                try:
+                    with claimed(lock.parent, seconds=0.0):
+                        pass
+                except InUseError as error:
+                    FAILURES.append(error)
         try:
             compare([folder], None)
         except CheckpointError as error:  # no run has finished
@@ -210,6 +230,8 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except UserError as error:
         FAILURES.append(error)
+        if isinstance(error, DataError):  # of a search
+            print(f"go on     {_again(SweepSummary.folder)}")
     except Interrupted as error:
         signals.install(signals.Handler(lambda number: None))  # for the rest of the process
         if SweepSummary.folder:
@@ -219,7 +241,7 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
     except BrokenPipeError:
         _end_quietly()
     except Exception as error:  # of a job none gets here: this is of Hydra's own work before it
-        if isinstance(error, OSError) and not isinstance(error, HydraException):
+        if is_of_storage(error) or (isinstance(error, OSError) and not isinstance(error, HydraException)):
             FAILURES.append(explained(error))
         else:
             FAILURES.append(ConfigError(_composition_error(error, name)).with_traceback(error.__traceback__))
@@ -235,6 +257,7 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     multirun = settings.mode == RunMode.MULTIRUN
     run_dir = Path(settings.runtime.output_dir)
+    failure: UserError
     if multirun:
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     try:
@@ -256,6 +279,10 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except Pruned as end:
         print(f"pruned    {run_dir}: {end}")
         return float("nan")
+    except DataError as error:
+        if settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == tuning.SWEEPER:
+            raise  # the search ends: its other trials would end like this one
+        failure = error
     except UserError as error:
         failure = error
     except (Exception, SystemExit) as error:
@@ -310,22 +337,17 @@ def resume_in_place(arguments: list[str]) -> list[str]:
             others = [a for a in arguments if a != argument]
             return [
                 *others,
-                f"resume={_quoted(path)}",
-                f"hydra.run.dir={_quoted(folder or '.')}",
+                f"resume={quoted(path)}",
+                f"hydra.run.dir={quoted(folder or '.')}",
                 "hydra.output_subdir=null",
             ]
     return arguments
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _again(sweep_dir: str | Path) -> str:
     """The command with which a sweep goes on."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
-    return shlex.join(["litcifar-train", *arguments, f"hydra.sweep.dir={sweep_dir}"])
+    return shlex.join(["litcifar-train", *arguments, assignment("hydra.sweep.dir", sweep_dir)])
 
 
 def _overrides(settings: Any) -> list[str]:
@@ -386,7 +408,7 @@ def _options_first(arguments: list[str], name: str, bare: str | None) -> list[st
     values = [argument for argument in known.overrides if "=" not in argument]
     if bare and values:
         arguments = [argument for argument in arguments if argument not in values]
-        arguments.append(f"{bare}=[{','.join(map(_quoted, values))}]")
+        arguments.append(f"{bare}=[{','.join(map(quoted, values))}]")
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
 
 
@@ -404,8 +426,8 @@ def _composition_error(error: Exception, name: str) -> str:
     text = _one_line(error)
     if isinstance(error, OverrideParseException):
         key, is_pair, value = error.override.partition("=")
-        quoted = f"quote the value: \"{key}='{value}'\""
-        advice = ("close the bracket" if value[:1] in ("[", "{") else quoted) if is_pair else "write key=value"
+        quotes = f"quote the value: \"{key}='{value}'\""
+        advice = ("close the bracket" if value[:1] in ("[", "{") else quotes) if is_pair else "write key=value"
         return f"'{error.override}' cannot be read - {advice}"
     if found := re.search(r"Could not find '(\S+)/(\S+)' Available options in '\S+': (.*)", text):
         return f"unknown {found[1]}={found[2]} - {suggestion(found[2], found[3].split())}"

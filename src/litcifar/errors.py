@@ -80,6 +80,11 @@ def require(what: str, *packages: str, extra: str) -> None:
         raise MachineError(f"{what} needs {', '.join(packages)} - pip install 'litcifar[{extra}]'")
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a search's study.db could not be read or written; named, not imported, as most runs need neither."""
+    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "sqlite3")
+
+
 def explained(error: BaseException) -> UserError:
     """What a user is told of an error: of one that is none of these, what machine or value is to blame, or a bug."""
     if isinstance(error, UserError):
@@ -91,6 +96,9 @@ def explained(error: BaseException) -> UserError:
         result = DataError(f"{text or kind} - put it there, or correct the path")
     elif isinstance(error, OSError):
         result = MachineError(f"{text or kind} - free disk space, or use a folder that can be written")
+    elif is_of_storage(error):
+        cause = " ".join(str(error.__cause__ or error).split())
+        result = MachineError(f"study.db: {cause} - free disk space, or search in another hydra.sweep.dir")
     elif isinstance(error, MemoryError):
         result = MachineError("out of memory - choose a smaller network, image size or data.batch_size")
     elif known:

@@ -13,6 +13,7 @@ from litcifar.errors import CheckpointError, ConfigError, InUseError, MachineErr
 
 BEST, LAST, METRICS, HISTORY, FIGURES = "best.ckpt", "last.ckpt", "metrics.json", "metrics.csv", "figures"
 REPORT, EVALUATION, PREDICTIONS = "report.html", "evaluation", "predictions.csv"
+FINDER = "learning_rate_finder.png"  # all that tune=lr leaves
 LOCK = ".lock"
 LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they notice, after five seconds
 
@@ -34,13 +35,13 @@ def find_checkpoint(path: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder; InUseError where one is in it."""
+def claimed(folder: Path, seconds: float | None = None) -> Iterator[None]:
+    """Keeps other processes out of a run's folder; InUseError where one is in it for so long (None: LOCK_SECONDS)."""
     from filelock import FileLock, Timeout  # here because it takes a tenth of the time that an error may take
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(folder / LOCK, LOCK_SECONDS))
+            stack.enter_context(FileLock(folder / LOCK, LOCK_SECONDS if seconds is None else seconds))
         except Timeout:
             raise InUseError(f"another process trains in '{folder}' - wait for it, or use another folder") from None
         yield

@@ -149,7 +149,8 @@ def test_a_search_shows_each_trial_and_the_best_so_far() -> None:
 
 
 def test_the_key_that_matters_most_is_on_top() -> None:
-    (axes,) = importance({"optim.lr": 0.3, "augment": 0.7}).axes
+    (axes,) = importance({"optim.lr": 0.3, "augment": 0.7}, 5, 12).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["optim.lr", "augment"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([30, 70])  # type: ignore[attr-defined]
     assert [text.get_text() for text in annotations(axes)] == ["30 %", "70 %"]
+    assert axes.get_xlabel() == "importance for being among the best 5 of 12 complete trials (PED-ANOVA), %"

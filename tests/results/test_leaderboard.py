@@ -18,6 +18,7 @@ from rich.console import Console
 from litcifar.comparison import compare
 from litcifar.errors import CheckpointError, MachineError
 from litcifar.results.leaderboard import find_runs, rank, table
+from litcifar.results.page import names_of
 
 CONFIG: dict[str, Any] = {
     "resume": None,
@@ -114,8 +115,8 @@ def test_the_precision_that_auto_chose_splits_a_row(tmp_path: Path) -> None:
     write_run(tmp_path / "b", 1, config={"trainer": {"precision": "auto"}}, precision="bf16-mixed")
     write_run(tmp_path / "c", 2, config={"trainer": {"precision": "32-true"}})
     assert {(row.seeds, row.differs) for row in compare([tmp_path])} == {
-        ((0, 2), "trainer.precision=32-true"),
-        ((1,), "trainer.precision=bf16-mixed"),
+        ((0, 2), ("trainer.precision=32-true",)),
+        ((1,), ("trainer.precision=bf16-mixed",)),
     }
 
 
@@ -124,7 +125,7 @@ def test_rows_of_one_name_show_the_keys_in_which_they_differ(tmp_path: Path) -> 
     write_run(tmp_path / "b", val=0.8, config={"optim.lr": 0.003, "model.hidden": [8], "data.root": "/elsewhere"})
     write_run(tmp_path / "c", val=0.7, config={"optim": {"_target_": "torch.optim.SGD", "lr": 0.001, "momentum": 0.9}})
     write_run(tmp_path / "d", val=0.6, name="conv", config={"data.batch_size": 512})
-    assert [row.differs for row in compare([tmp_path])] == [
+    assert [" ".join(row.differs) for row in compare([tmp_path])] == [
         "model.hidden=[512,256] optim._target_=Adam optim.lr=0.001",
         "model.hidden=[8] optim._target_=Adam optim.lr=0.003",
         "model.hidden=[512,256] optim._target_=SGD optim.lr=0.001 optim.momentum=0.9",
@@ -132,27 +133,39 @@ def test_rows_of_one_name_show_the_keys_in_which_they_differ(tmp_path: Path) -> 
     ]
 
 
+def test_a_value_with_blanks_stays_whole(tmp_path: Path) -> None:
+    for place, classes in (("a", ["my cat", "dog"]), ("b", ["cat", "dog"])):
+        write_run(tmp_path / place, val=0.9 if place == "a" else 0.8, config={"data.classes": classes})
+    rows = rank(find_runs([tmp_path])[0])
+    shown = 'data.classes=["my cat","dog"]'
+    assert rows[0].differs == (shown,)
+    assert names_of(rows)[0] == '1 classes=["my cat","dog"]'
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(rows, 160))
+    assert shown in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_what_is_drawn_and_trusted_splits_no_row(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, config={"figures": False, "trust": ["my_net"]})
     (row,) = compare([tmp_path])
-    assert (row.seeds, row.differs) == ((0, 1), "")
+    assert (row.seeds, row.differs) == ((0, 1), ())
 
 
 def test_a_group_that_is_off_differs_from_one_that_is_on(tmp_path: Path) -> None:
     write_run(tmp_path / "a", val=0.9, config={"logger": None, "scheduler": {"_target_": "a.StepLR", "monitor": None}})
     write_run(tmp_path / "b", val=0.8, config={"scheduler": None})
-    assert [row.differs for row in compare([tmp_path])] == ["scheduler._target_=StepLR", "scheduler=null"]
+    assert [row.differs for row in compare([tmp_path])] == [("scheduler._target_=StepLR",), ("scheduler=null",)]
 
 
 def test_the_data_really_used_split_a_row(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0, 0.9)
     write_run(tmp_path / "b", 1, 0.8, data="shapes")
     first, second = compare([tmp_path])
-    assert (first.data, first.seeds, first.differs) == ("cifar10", (0,), "")
-    assert (second.data, second.seeds, second.differs) == ("shapes", (1,), "")
+    assert (first.data, first.seeds, first.differs) == ("cifar10", (0,), ())
+    assert (second.data, second.seeds, second.differs) == ("shapes", (1,), ())
     write_run(tmp_path / "c", 2, 0.7, fingerprint="0123456789")
-    assert compare([tmp_path])[2].differs == "fingerprint=01234567"
+    assert compare([tmp_path])[2].differs == ("fingerprint=01234567",)
 
 
 def test_a_repeated_seed_counts_once_and_the_last_run_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +243,9 @@ def test_a_damaged_file_is_named_and_the_others_go_on(
 def test_unfinished_runs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (write_run(tmp_path / "finished") / ".hydra").mkdir()
     (tmp_path / "crashed" / ".hydra").mkdir(parents=True)
+    (tmp_path / "learning-rate test" / ".hydra").mkdir(parents=True)
+    (tmp_path / "learning-rate test" / "figures").mkdir()
+    (tmp_path / "learning-rate test" / "figures" / "learning_rate_finder.png").touch()
     assert "1 run is not listed: unfinished" in find_runs([tmp_path])[1][0]
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / "last.ckpt").touch()

@@ -24,7 +24,7 @@ from litcifar.run_folder import read_metrics
 from litcifar.search.pruning import Pruning
 from litcifar.search.tuning import Search, distribution, open_study, search_of, trials_of
 from tests.conftest import Compose
-from tests.test_cli import TRAIN, run, tiny  # noqa: F401
+from tests.test_cli import COMPARE, TRAIN, run, tiny  # noqa: F401
 from tests.test_training import rows
 
 SEARCH = ["-m", "sweep=optuna", "model=mlp", "model.hidden=[8]", "trainer.precision=32-true", "trainer.max_epochs=3"]
@@ -187,6 +187,70 @@ def test_a_failed_trial_is_never_the_best(run, tiny: list[str], tmp_path: Path) 
     }
     assert "optim.lr=0.001 (1 complete, 1 failed)" in outcome.out
     assert "go on" not in outcome.out
+
+
+def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path
+) -> None:
+    search = [*SEARCH, *tiny, "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
+    outcome = run(TRAIN, *search, "data.root=nowhere", "data.mirrors=[]")
+    assert outcome.code == 3
+    assert outcome.err.startswith("downloading CIFAR-10")
+    assert "\nerror: " in outcome.err
+    assert outcome.err.count("\n") == 2
+    assert "\ngo on     litcifar-train -m sweep=optuna" in outcome.out
+    assert [state for _, state, _ in drawn(tmp_path / "sweep")] == ["RUNNING"]
+    outcome = run(TRAIN, *search)
+    assert outcome.code == 0, outcome.err
+    assert [state for _, state, _ in drawn(tmp_path / "sweep")] == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_study_that_cannot_be_read_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "study.db").write_text("no database, " * 100)
+    for program, arguments in ((TRAIN, [*SEARCH, *tiny, "hydra.sweep.dir=sweep"]), (COMPARE, ["sweep"])):
+        outcome = run(program, *arguments)
+        assert outcome.code == 6
+        assert outcome.err.startswith("error: study.db: ")
+        assert "file is not a database" in outcome.err
+        assert outcome.err.count("\n") == 1
+
+
+def test_keys_that_a_users_own_network_lacks_are_not_searched(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, num_classes): super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["model=own", "model._target_=own_net.Net", "trust=[own_net]", "hydra.sweeper.n_trials=1"]
+    outcome = run(TRAIN, "-m", "sweep=optuna", *own, *tiny, "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert "not searched: model.dropout, which this configuration does not have\n" in outcome.out
+    ((values, _, _),) = drawn(tmp_path / "sweep")
+    assert set(values) == {"optim.lr", "data.batch_size", "augment"}
+
+
+@pytest.mark.parametrize(("complete", "top"), [(2, 1), (4, 2), (10, 5), (12, 5), (60, 6)])
+def test_the_best_trials_are_a_tenth_but_five_where_there_are_ten(complete: int, top: int) -> None:
+    trials = [trial(number, TrialState.COMPLETE, number / 100) for number in range(complete)]
+    assert Search(trials, SPACE, [], {}).top == top
+
+
+def test_importance_is_that_of_the_best_trials(tmp_path: Path) -> None:
+    """Half of them are good, and a key of two says which; the other one says nothing."""
+    study = open_study(tmp_path)
+    values: list[dict[str, Any]] = [
+        {"optim.lr": rate, "augment": augment} for rate in (1e-4, 3e-2, 6e-2, 1e-1) for augment in ("none", "flip")
+    ]
+    made = [create_trial(value=0.5 + 0.1 * (v["augment"] == "flip"), params=v, distributions=SPACE) for v in values]
+    study.add_trials([*made, create_trial(value=0.1, params=values[0], distributions=SPACE)])
+    found = search_of(tmp_path)
+    assert found is not None
+    assert found.top == 4
+    assert found.importance["augment"] > 0.9
 
 
 def test_a_pruned_trial_is_told_and_no_error(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

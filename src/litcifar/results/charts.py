@@ -201,8 +201,8 @@ def search_history(complete: Mapping[int, float], pruned: Mapping[int, float], f
 
 
 @styled
-def importance(shares: Mapping[str, float]) -> Figure:
-    """The share of each key, 0 to 1, in what tells good trials from bad ones: one bar each, the largest on top."""
+def importance(shares: Mapping[str, float], top: int, complete: int) -> Figure:
+    """The share of each key, 0 to 1, in what tells the top trials from all: one bar each, the largest on top."""
     figure = Figure(figsize=(6.6, 1.3 + 0.42 * len(shares)), layout="constrained")
     axes = figure.subplots()
     ranked = sorted(shares.items(), key=lambda item: item[1])
@@ -210,7 +210,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
     axes.bar_label(bars, [f"{100 * share:.0f} %" for _, share in ranked], padding=4, color=GREY)
     axes.set_xlim(0, 112)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("importance for validation accuracy (PED-ANOVA), %")
+    axes.set_xlabel(f"importance for being among the best {top} of {complete} complete trials (PED-ANOVA), %")
     _finish(axes, "Which key matters")
     axes.grid(visible=False, axis="y")
     return figure

@@ -18,7 +18,7 @@ from rich.text import Text
 from litcifar.config import WITHOUT_EFFECT
 from litcifar.errors import CheckpointError, MachineError
 from litcifar.keys import flat
-from litcifar.run_folder import LAST, METRICS
+from litcifar.run_folder import FIGURES, FINDER, LAST, METRICS
 
 # Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was
 # interrupted, what else is measured or shown, where the files came from (`data` and `fingerprint` tell what was read).
@@ -73,7 +73,7 @@ class Row:
 
     rank: int
     name: str
-    differs: str  # the keys in which rows of this name differ, as `key=value key=value`
+    differs: tuple[str, ...]  # the keys in which rows of this name differ, as `key=value`
     data: str
     seeds: tuple[int, ...]
     val_acc: float | None
@@ -111,7 +111,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                     runs.setdefault(folder.resolve(), run.model_copy(update={"folder": folder}))
                 except (OSError, ValidationError) as error:
                     damaged[folder.resolve()] = f"{folder / 'metrics.json'} is left out: {_reason(error)}"
-            elif ".hydra" in subfolders or LAST in files:
+            elif LAST in files or (".hydra" in subfolders and not (folder / FIGURES / FINDER).is_file()):
                 unfinished.add(folder.resolve())
     notes = list(damaged.values())
     if unfinished:
@@ -140,7 +140,7 @@ def table(rows: Sequence[Row], width: int) -> Table:
     cells = {
         "#": [str(row.rank) for row in rows],
         "name": [row.name for row in rows],
-        "differs in": [row.differs.replace(" ", "\n") for row in rows],
+        "differs in": ["\n".join(row.differs) for row in rows],
         "data": [row.data for row in rows],
         "n": [str(len(row.seeds)) for row in rows],
         "val acc %": [percent(row.val_acc, row.val_acc_sd) for row in rows],
@@ -173,7 +173,7 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """Write the fields of the rows, unrounded; `seeds` are joined by spaces and None is left empty."""
+    """Write the fields of the rows, unrounded; `seeds` and `differs` are joined by spaces and None is left empty."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -181,7 +181,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
             writer.writeheader()
             for row in rows:
                 cells = {name: getattr(row, name) for name in writer.fieldnames}
-                writer.writerow(cells | {"seeds": " ".join(map(str, row.seeds))})
+                writer.writerow(cells | {key: " ".join(map(str, cells[key])) for key in ("seeds", "differs")})
     except OSError as error:
         raise MachineError(f"cannot write '{path}': {error.strerror} - give another file with csv=") from error
 
@@ -197,7 +197,7 @@ def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
     return Row(
         rank=0,
         name=runs[0].name,
-        differs=" ".join(f"{key}={_short(recipe[key])}" for key in differing[runs[0].name] if key in recipe),
+        differs=tuple(f"{key}={_short(recipe[key])}" for key in differing[runs[0].name] if key in recipe),
         data=runs[0].data,
         seeds=tuple(sorted(run.seed for run in runs)),
         val_acc=val_acc,

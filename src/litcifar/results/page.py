@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from litcifar import run_folder, style
@@ -15,6 +14,7 @@ from litcifar.results.leaderboard import Row, Run, duration, percent, untested
 from litcifar.results.sweeps import Answer
 from litcifar.run_folder import HISTORY, read_rows
 from litcifar.search.tuning import Search
+from litcifar.templates import template
 
 ANSWER = "answer.png"
 SEARCH_CHARTS = {"Search history": "search_history.png", "Importance of the keys searched": "importance.png"}
@@ -38,14 +38,13 @@ def write_page(
 
     Raises MachineError where the file cannot be written.
     """
-    environment = Environment(loader=PackageLoader("litcifar"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": percent, "duration": duration, "si": si, "untested": untested}
     labels = {value.row.rank: value.label for value in answer.values} if answer else {}
     names = [labels[row.rank] for row in rows] if answer else names_of(rows)
     curves, pictures = curves_of(rows, names), pictures or {}
     found = {title: pictures[name] for title, name in SEARCH_CHARTS.items() if name in pictures}
     costs = {title: style.png(figure) for title, figure in cost_charts(rows, names).items()}
-    text = environment.get_template("leaderboard.html").render(
+    page = template("leaderboard.html", percent=percent, duration=duration, si=si, untested=untested)
+    text = page.render(
         title=answer.question.question if answer else "Leaderboard",
         answer=answer,
         words=words,
@@ -80,7 +79,7 @@ def search_charts(search: Search) -> dict[str, Figure]:
     failed = [trial.number for trial in search.of_state("FAIL")]
     figures = {history: charts.search_history(complete, pruned, failed)}
     if search.importance:
-        figures[importance] = charts.importance(search.importance)
+        figures[importance] = charts.importance(search.importance, search.top, len(complete))
     return figures
 
 
@@ -125,7 +124,7 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     alone = len({row.name for row in rows}) == 1
     names = []
     for row in rows:
-        parts = [part.partition("=") for part in row.differs.split()] if row.name in several else []
+        parts = [part.partition("=") for part in row.differs] if row.name in several else []
         short = [value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}" for key, _, value in parts]
         differs = " ".join(short)
         name = differs if alone and differs else f"{row.name} {differs}".strip()

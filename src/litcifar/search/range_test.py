@@ -20,7 +20,7 @@ from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.errors import UserError
 from litcifar.machine import device, memory
-from litcifar.run_folder import FIGURES
+from litcifar.run_folder import FIGURES, FINDER
 from litcifar.training import new_model, prepare
 
 STEPS = 150
@@ -138,7 +138,7 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
         raise UserError(
             f"the loss falls at no learning rate from {config.optim.lr * 10 ** DECADES[0]:.1e} on - change optim.lr"
         )
-    picture = run_dir / FIGURES / "learning_rate_finder.png"
+    picture = run_dir / FIGURES / FINDER
     run_folder.write(picture, style.png(figures.learning_rate_finder(rates, losses, smoothed(losses), place)))
     factor = float(f"{test.factors[place] * config.optim.lr:.1e}") / config.optim.lr
     seen = (

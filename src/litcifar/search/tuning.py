@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from litcifar.errors import ConfigError, require
-from litcifar.keys import compose
+from litcifar.keys import compose, flat
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -65,7 +66,7 @@ class OptunaSweeper(Sweeper):
         """Runs the trials that are missing, those first that were interrupted; what Hydra returned for each.
 
         Raises ConfigError for a space that cannot be searched, or is not that of the folder's study, MachineError
-        without optuna.
+        without optuna, DataError where there are no data: no trial is to blame, and each is run when there are.
         """
         require("sweep=optuna", "optuna", extra="optuna")
         from optuna.trial import TrialState
@@ -90,6 +91,8 @@ class OptunaSweeper(Sweeper):
                     print(f"trial {trial.number:<4}{' '.join(overrides(trial.params, space))}", flush=True)
                 results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
                 for trial, result in zip(trials, results, strict=True):
+                    if result.status == JobStatus.FAILED:
+                        raise result._return_value  # `return_value` would print words of Hydra's too
                     value = result.return_value
                     failed = value is None or math.isnan(value)
                     state = TrialState.FAIL if failed else TrialState.COMPLETE
@@ -99,8 +102,13 @@ class OptunaSweeper(Sweeper):
 
     def _space(self, arguments: Sequence[str]) -> tuple[dict[str, "BaseDistribution"], list[str]]:
         """What is searched, by key, and the overrides that all trials share; of a key that is given twice, the last."""
-        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self.loader)
+        asked = [override for override in parser.parse_overrides([*arguments]) if not override.is_sweep_override()]
+        config = self.loader.load_sweep_config(self.master, [str(override.input_line) for override in asked])
+        left_out = [key for key in self.params if is_lacking(key, config)]
+        for key in left_out:
+            print(f"not searched: {key}, which this configuration does not have")
+        given = [*(f"{key}={value}" for key, value in self.params.items() if key not in left_out), *arguments]
         by_key: dict[str, Override] = {}
         for override in parser.parse_overrides(given):
             by_key.pop(override.get_key_element(), None)  # so that it stands where it was given last
@@ -160,6 +168,11 @@ class OptunaSweeper(Sweeper):
         from joblib import effective_n_jobs
 
         return effective_n_jobs(count)
+
+
+def is_lacking(key: str, config: DictConfig) -> bool:
+    """Whether a dotted key is none of a configuration's, as a user's own network has no `model.dropout`."""
+    return "." in key and not key.startswith("+") and key not in flat(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
 
 
 def distribution(override: Override) -> "BaseDistribution":
@@ -225,7 +238,7 @@ def trials_of(study: "Study") -> list["FrozenTrial"]:
 class Search:
     """What a study has found. trials: those that were begun, by number. fixed: the overrides that all of them share.
 
-    importance: the share of each key in the variance of validation accuracy, by PED-ANOVA (Watanabe et al. 2023,
+    importance: the share of each key in what tells the `top` trials from all, by PED-ANOVA (Watanabe et al. 2023,
     arXiv 2304.10255); empty where too few trials finished for that.
     """
 
@@ -242,6 +255,12 @@ class Search:
     def best(self) -> "FrozenTrial | None":
         """The first complete trial with the highest value."""
         return max(self.of_state("COMPLETE"), key=lambda trial: trial.value or 0.0, default=None)
+
+    @property
+    def top(self) -> int:
+        """How many of the complete trials count as the best: a tenth, but five where there are ten."""
+        complete = len(self.of_state("COMPLETE"))
+        return min(max(5, math.ceil(complete / 10)), complete // 2)
 
     def words(self) -> str:
         """What the search has found, in a line."""
@@ -279,11 +298,12 @@ def search_of(folder: Path) -> Search | None:
     kept = study.user_attrs
     space = {key: json_to_distribution(text) for key, text in kept.get("space", {}).items()}
     found = Search(trials_of(study), space, kept.get("fixed", []), {})
-    values = {trial.value for trial in found.of_state("COMPLETE")}
-    if len(values) > 2:
+    complete = found.of_state("COMPLETE")
+    if len({trial.value for trial in complete}) > 2 and found.top > 1:
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=(found.top - 0.5) / len(complete))  # it rounds up
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of optuna's, that there are few trials
-            shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+            shares = get_param_importances(study, evaluator=evaluator)
         found.importance.update(shares)
     return found
 
@@ -292,9 +312,9 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
     """Writes down what is searched; ConfigError where the folder's study is another one."""
     from optuna.distributions import distribution_to_json
 
-    from litcifar.results.leaderboard import NOT_COMPARED
+    from litcifar.config import WITHOUT_EFFECT
 
-    may_differ = {*NOT_COMPARED} - {"seed"}  # with another one a trial's value is another
+    may_differ = {*WITHOUT_EFFECT, "trainer.enable_progress_bar", "trainer.profiler"}  # as in a run that goes on
     new = {key: distribution_to_json(of_key) for key, of_key in space.items()}
     old = study.user_attrs
     if not old:
