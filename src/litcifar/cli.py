@@ -107,13 +107,17 @@ def _train(cfg: DictConfig) -> float:
 
 def _callbacks(settings: Any, run_dir: Path, trust: Sequence[str]) -> list[Any]:
     """What a trial of a search has besides a run's own callbacks."""
-    if settings.mode != RunMode.MULTIRUN or settings.sweeper.get("_target_") != tuning.SWEEPER:
+    if not _is_trial(settings):
         return []
     with signals.deferred():
         from litcifar.commands import resume
         from litcifar.search.pruning import Pruning
 
     return [Pruning(resume(run_dir, trust), Path(settings.sweep.dir), settings.sweeper, settings.job.num)]
+
+
+def _is_trial(settings: Any) -> bool:
+    return settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == tuning.SWEEPER
 
 
 def _job(schema: str, function: str) -> Callable[[DictConfig], float]:
@@ -257,7 +261,6 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     multirun = settings.mode == RunMode.MULTIRUN
     run_dir = Path(settings.runtime.output_dir)
-    failure: UserError
     if multirun:
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     try:
@@ -279,11 +282,9 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     except Pruned as end:
         print(f"pruned    {run_dir}: {end}")
         return float("nan")
-    except DataError as error:
-        if settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == tuning.SWEEPER:
-            raise  # the search ends: its other trials would end like this one
-        failure = error
     except UserError as error:
+        if isinstance(error, DataError) and _is_trial(settings):
+            raise  # the search ends: its other trials would end like this one
         failure = error
     except (Exception, SystemExit) as error:
         if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):

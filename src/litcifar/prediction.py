@@ -130,7 +130,7 @@ def rows_of(model: ImageClassifier, paths: Sequence[Path], top: int, tta: TTA = 
 
 def probabilities(model: ImageClassifier, images_BHWC: Tensor, tta: TTA = "none") -> Tensor:
     """Float32 [B, K] of uint8 [B, H, W, 3], on the CPU; in float32, whatever the precision of training."""
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         images_BHWC = images_BHWC.to(model.device)
         logits_BK = model(images_BHWC)
         if tta != "none":

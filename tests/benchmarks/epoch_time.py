@@ -380,7 +380,9 @@ def _freeze_ended(optimizer: Any, progress: float) -> None:
 
 
 def _loss(model: ImageClassifier, logits_BK: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits_BK, labels, label_smoothing=model.label_smoothing, reduction=model.loss_reduction)
+    return cross_entropy(
+        logits_BK.float(), labels, label_smoothing=model.label_smoothing, reduction=model.loss_reduction
+    )
 
 
 def _transform(config: TrainConfig) -> Callable[[Image.Image], Tensor]:

@@ -44,6 +44,17 @@ def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatc
         device.compile_network(MLP(), None, cuda=True)
 
 
+def test_another_network_is_compiled_afresh_and_the_same_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[None] = []
+    monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
+    device._forget_others.cache_clear()
+    for hidden, mode, expected in (([8], None, 1), ([8], None, 1), ([9], None, 2), ([9], "max-autotune", 3)):
+        device.compile_network(MLP(hidden=hidden), mode, cuda=False)
+        assert len(resets) == expected
+    device._forget_others.cache_clear()
+
+
 def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     found = dict[str, bool]()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found.get("cuda", False))

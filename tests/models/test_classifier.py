@@ -113,6 +113,15 @@ def test_loss_may_be_summed_over_the_batch(images: Tensor, labels: Tensor) -> No
     torch.testing.assert_close(total.loss(images, labels), 10 * mean.loss(images, labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_loss_is_taken_in_float32_at_least(images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    model = mlp().to(dtype)
+    loss = model.loss(images, labels)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    by_hand = -model(images).double().log_softmax(1)[torch.arange(10), labels].mean()
+    torch.testing.assert_close(loss.double(), by_hand, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_l1_adds_absolute_weights_but_not_biases_or_norm_scales(images: Tensor, labels: Tensor, reduction: str) -> None:
     model, plain = (mlp(batch_norm=True, l1=l1, loss_reduction=reduction) for l1 in (0.01, 0.0))

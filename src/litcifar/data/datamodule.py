@@ -129,17 +129,21 @@ class ImageDataModule(L.LightningDataModule):
             "val": (*trained, order[count - held_out :]),
             "test": (*tested, torch.arange(len(test_labels))),
         }
-        for split, (images, labels, indices) in splits.items():
-            self._sets[split] = images, labels, indices[labels[indices] >= 0]
-            if not len(self._sets[split][2]):
+        sets = {
+            split: (images, labels, indices[labels[indices] >= 0])
+            for split, (images, labels, indices) in splits.items()
+        }
+        for split, (_, _, indices) in sets.items():
+            if not len(indices):
                 raise DataError(f"{split} split of '{self.name}' has no images - change data.val_size or data.classes")
-        count = len(self._sets["train"][2])
+        count = len(sets["train"][2])
         if self.drop_last and self.batch_size > count:
             raise ConfigError(
                 f"data.batch_size={self.batch_size} is larger than the {count} training images and "
                 "data.drop_last=true - choose a smaller one"
             )
         self.augment = Augment(**self.augment_options, num_classes=len(self.classes), seed=self.seed)
+        self._sets = sets
 
     @property
     def train_batches(self) -> int:

@@ -1,5 +1,6 @@
 """The device of a run: which it is, in what precision it computes, and how many processes share the work."""
 
+import functools
 import os
 import shutil
 
@@ -96,5 +97,11 @@ def compile_network(model: ImageClassifier, mode: str | None, cuda: bool) -> Non
             f"compile={mode or 'true'} needs a {language} compiler, and there is none - install {compilers[0]} or "
             "leave it out"
         )
-    torch.compiler.reset()  # all networks of a process, as a sweep's, share one limit to what torch keeps compiled
+    _forget_others(repr(model.net), mode)
     model.net.compile(dynamic=False, mode=mode)
+
+
+@functools.lru_cache(maxsize=1)
+def _forget_others(network: str, mode: str | None) -> None:
+    """Where another one was compiled before: all of a process, as a sweep's, share one limit to what torch keeps."""
+    torch.compiler.reset()

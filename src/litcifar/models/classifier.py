@@ -220,8 +220,10 @@ class ImageClassifier(L.LightningModule):
         """
         logits_BK = self(images_BHWC)
         mean = self.loss_reduction == "mean"
+        # Autocast does this on a CPU; on CUDA it would leave the logarithms in half precision.
+        wide_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
         loss = seen = cross_entropy(
-            logits_BK, labels, label_smoothing=self.label_smoothing, reduction=self.loss_reduction
+            wide_BK, labels, label_smoothing=self.label_smoothing, reduction=self.loss_reduction
         )
         part = 1.0
         if batch_size is not None:
