@@ -203,6 +203,9 @@ def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(
     outcome = run(TRAIN, *search)
     assert outcome.code == 0, outcome.err
     assert [state for _, state, _ in drawn(tmp_path / "sweep")] == ["COMPLETE", "COMPLETE"]
+    train = outcome.out.split("\ntrain it  ")[1].splitlines()[0]
+    assert "nowhere" not in train
+    assert f" {tiny[0]} " in train
 
 
 def test_a_study_that_cannot_be_read_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

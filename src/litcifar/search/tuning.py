@@ -317,19 +317,17 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
     may_differ = {*WITHOUT_EFFECT, "trainer.enable_progress_bar", "trainer.profiler"}  # as in a run that goes on
     new = {key: distribution_to_json(of_key) for key, of_key in space.items()}
     old = study.user_attrs
-    if not old:
-        study.set_user_attr("space", new)
-        study.set_user_attr("fixed", fixed)
-        return
     before, now = (
         {*(f"{key}={text}" for key, text in of.items()), *(f for f in shared if f.partition("=")[0] not in may_differ)}
-        for of, shared in ((old["space"], old["fixed"]), (new, fixed))
+        for of, shared in ((old.get("space", new), old.get("fixed", fixed)), (new, fixed))
     )
     if different := sorted({text.partition("=")[0] for text in before ^ now}):
         raise ConfigError(
             f"'{folder}' holds a search that differs in {', '.join(different)} - give the same keys and values, or "
             "another hydra.sweep.dir"
         )
+    study.set_user_attr("space", new)
+    study.set_user_attr("fixed", fixed)  # with what may differ, as it was given last
 
 
 def _draw(study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]) -> "FrozenTrial | None":
