@@ -90,3 +90,10 @@ def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:
         num_sanity_val_steps=0,
         **options,
     )
+
+
+def header(file: Path) -> str:
+    """The comments of a file of `conf/`, which open with Hydra's own."""
+    lines = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert lines[0] == "# @package _global_"
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ import torch
 from litcifar import checkpoints, training
 from litcifar.data import ShapesDataModule
 from litcifar.keys import conf_dir
-from tests.conftest import Compose
+from tests.conftest import Compose, header
 
 GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("[a-z]*.yaml"))]
@@ -77,9 +77,7 @@ def test_experiments_have_their_exact_parameter_counts(compose: Compose, name: s
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
 def test_an_experiment_opens_with_its_command_result_and_time(file: Path) -> None:
-    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert header[0] == "# @package _global_"
-    text = "\n".join(header)
+    text = header(file)
     assert f"litcifar-train experiment={file.stem}" in text
     accuracy = r"\d\d\.\d\d %( ± \d\.\d\d)?"
     result = rf"# Result: val {accuracy}, test {accuracy} \(n=\d, JPEG copy of CIFAR-10\);.*\n# .* on two cores of .*\."

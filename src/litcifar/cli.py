@@ -160,8 +160,8 @@ def _check_sweep(settings: Any, asked: list[str], cfg: DictConfig) -> None:
     question = settings.runtime.choices.get("sweep")
     if question and settings.mode != RunMode.MULTIRUN:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
-    varied = [key for key in settings.sweeper.params if not tuning.is_lacking(key, cfg)] if question else []
-    if not {key.lstrip("+~") for key in varied} <= set(asked):
+    params = settings.sweeper.params if question else {}
+    if not {key.lstrip("+~") for key in params} <= {*asked, *tuning.lacking(params, cfg)}:
         raise ConfigError("a sweep answers one question - give each a command of its own")
 
 

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import itertools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
@@ -76,19 +75,18 @@ class Evaluation:
 
     def per_class(self) -> dict[str, list[float]]:
         """Precision, recall and F1 of each class, 0 to 1; a class that is never predicted has precision 0."""
-        scores = {"precision": multiclass_precision, "recall": multiclass_recall, "F1": multiclass_f1_score}
-        count = len(self.classes)
-        return {
-            name: score(self.logits_NK, self.labels_N, num_classes=count, average="none").tolist()
-            for name, score in scores.items()
-        }
+        return {name: score.tolist() for name, score in self._scores("none").items()}
 
     def macro(self) -> dict[str, float]:
         """The means of `per_class` over the classes that occur, as a label or as an answer."""
-        confusion = self.confusion()
-        occurs = (confusion.sum(0) + confusion.sum(1) > 0).tolist()
+        return {name: score.item() for name, score in self._scores("macro").items()}
+
+    def _scores(self, average: Literal["none", "macro"]) -> dict[str, Tensor]:
+        scores = {"precision": multiclass_precision, "recall": multiclass_recall, "F1": multiclass_f1_score}
+        count = len(self.classes)
         return {
-            name: sum(itertools.compress(of_class, occurs)) / sum(occurs) for name, of_class in self.per_class().items()
+            name: score(self.logits_NK, self.labels_N, num_classes=count, average=average)
+            for name, score in scores.items()
         }
 
     def confusion(self) -> Tensor:

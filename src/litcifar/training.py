@@ -311,12 +311,11 @@ def new_model(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
 def check_trainable(model: ImageClassifier, config: TrainConfig) -> None:
     """Refuses an optimizer, a scheduler and image sizes that the network cannot be trained with."""
     recipe = model.recipe(total_steps=10)
-    optimizer = recipe[0][0] if isinstance(recipe, tuple) else recipe
+    (optimizer,), schedulers = recipe if isinstance(recipe, tuple) else ([recipe], [])
     if isinstance(optimizer, LBFGS | SparseAdam):
         what = "several passes a step" if isinstance(optimizer, LBFGS) else "sparse gradients"
         raise ConfigError(f"optim._target_={config.optim.target}: it takes {what} - choose another optimizer")
-    if isinstance(recipe, tuple):
-        _, (scheduler,) = recipe
+    for scheduler in schedulers:
         optimizer.step()
         scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     for pixels in config.augment.resolution or {}:

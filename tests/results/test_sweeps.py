@@ -24,6 +24,7 @@ from litcifar.keys import compose, conf_dir
 from litcifar.results import sweeps
 from litcifar.results.leaderboard import find_runs, rank
 from litcifar.results.sweeps import Answer, Question, answer, question_of
+from tests.conftest import header
 from tests.results.test_leaderboard import write_run
 
 FILES = sorted(
@@ -108,9 +109,7 @@ def test_what_is_given_beside_a_short_sweep_holds() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_sweep_opens_with_its_command_and_answer(file: Path) -> None:
-    lines = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert lines[0] == "# @package _global_"
-    text = "\n".join(lines)
+    text = header(file)
     assert f"litcifar-train -m sweep={file.stem} length=short\n" in text
     figures = rf"# Answer: {file.stem}: .*\d\d\.\d.*%.*n=\d.*JPEG copy.* AMD EPYC"
     assert re.search(rf"{figures}|# Answer: not measured yet\.", text, re.DOTALL)

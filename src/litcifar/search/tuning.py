@@ -8,7 +8,7 @@ import itertools
 import math
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.loader)
         asked = [override for override in parser.parse_overrides([*arguments]) if not override.is_sweep_override()]
         config = self.loader.load_sweep_config(self.master, [str(override.input_line) for override in asked])
-        left_out = [key for key in self.params if is_lacking(key, config)]
+        left_out = lacking(self.params, config)
         for key in left_out:
             print(f"not searched: {key}, which this configuration does not have")
         given = [*(f"{key}={value}" for key, value in self.params.items() if key not in left_out), *arguments]
@@ -170,9 +170,10 @@ class OptunaSweeper(Sweeper):
         return effective_n_jobs(count)
 
 
-def is_lacking(key: str, config: DictConfig) -> bool:
-    """Whether a dotted key is none of a configuration's, as a user's own network has no `model.dropout`."""
-    return "." in key and not key.startswith("+") and key not in flat(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+def lacking(keys: Iterable[str], config: DictConfig) -> list[str]:
+    """The dotted keys that are none of a configuration's, as a user's own network has no `model.dropout`."""
+    known = flat(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    return [key for key in keys if "." in key and not key.startswith("+") and key not in known]
 
 
 def distribution(override: Override) -> "BaseDistribution":
