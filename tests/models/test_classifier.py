@@ -9,7 +9,9 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.functional import cross_entropy, one_hot
@@ -386,6 +388,58 @@ def test_gradients_of_float16_are_clipped_once_they_are_no_longer_scaled(images:
     fit(model, images, labels, plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024))])
     change = (parameters_to_vector(model.parameters()) - before).norm()
     assert 0.01 < change < 0.0301  # of three steps; 0.01 / 1024 each if what is clipped were still scaled
+
+
+# --- Lightning's hooks around backward and the optimizer
+
+
+class Backward(MLP):
+    """Twice the gradient."""
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(2 * loss, *args, **kwargs)
+
+
+def trained_weights(model: ImageClassifier, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    fit(model, images, labels, epochs=2, **options)
+    return parameters_to_vector(model.parameters())
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward", "on_before_optimizer_step"])
+def test_a_callback_hears_every_step(images: Tensor, labels: Tensor, hook: str) -> None:
+    heard: list[int] = []
+
+    def hear(trainer: L.Trainer, *_: Any) -> None:
+        heard.append(trainer.global_step)
+
+    fit(mlp(), images, labels, callbacks=[LambdaCallback(**{hook: hear})])
+    assert heard == [0, 1, 2]
+
+
+@pytest.mark.parametrize("clip", [None, 0.01], ids=["plain", "clipped"])
+def test_steps_that_are_heard_are_those_that_are_not(images: Tensor, labels: Tensor, clip: float | None) -> None:
+    def train(**options: Any) -> Tensor:
+        return trained_weights(mlp(optim=SGD, gradient_clip_val=clip), images, labels, **options)
+
+    unheard = train()
+    assert torch.equal(train(callbacks=[LambdaCallback(on_after_backward=lambda *_: None)]), unheard)
+    assert torch.equal(train(profiler=SimpleProfiler()), unheard)
+    assert not torch.equal(unheard, parameters_to_vector(mlp().parameters()))
+
+
+def test_a_network_of_ones_own_may_change_backward(images: Tensor, labels: Tensor) -> None:
+    options: dict[str, Any] = {"hidden": (5,), "image_size": SIZE}
+    torch.manual_seed(0)
+    changed = Backward(**options, optim={"_target_": "torch.optim.SGD", "lr": 0.1})
+    usual = mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.2})
+    assert torch.equal(trained_weights(changed, images, labels), trained_weights(usual, images, labels))
+
+
+def test_steps_are_in_the_profile_that_is_asked_for(images: Tensor, labels: Tensor) -> None:
+    profiler = SimpleProfiler()
+    fit(mlp(), images, labels, profiler=profiler)
+    recorded = profiler.recorded_durations
+    assert len(recorded["optimizer_step"]) == len(recorded["[LightningModule]MLP.on_after_backward"]) == 3
 
 
 class SaveInTheMiddle(L.Callback):

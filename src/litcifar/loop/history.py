@@ -79,6 +79,8 @@ class History(Checkpoint):
             self.csv_path.with_name(run_folder.METRICS).unlink(missing_ok=True)
         self.bar.add_task("", rate="")
         self.bar.start()
+        if not self.bar.disable:
+            trainer.optimizers[0].register_step_post_hook(lambda *_: self._look(trainer, pl_module))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch = dict(NOTHING)
@@ -103,15 +105,6 @@ class History(Checkpoint):
             batch = batch[: (trainer.global_step - self._step) * pl_module.accumulate_grad_batches]
         self._epoch["images"] += sum(len(labels) for _, labels in batch)
         self._epoch["seconds"] = time.perf_counter() - self._start
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        now = time.perf_counter()
-        if now > self._next_look and not self.bar.disable:
-            self._next_look = now + BAR_SECONDS
-            assert isinstance(pl_module, ImageClassifier)
-            self._show(trainer, pl_module, now - self._start)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()
@@ -147,6 +140,13 @@ class History(Checkpoint):
         writer.writeheader()
         writer.writerows(self.rows)
         run_folder.write(self.csv_path, text.getvalue().encode())
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now = time.perf_counter()
+        if now > self._next_look:
+            self._next_look = now + BAR_SECONDS
+            assert isinstance(pl_module, ImageClassifier)
+            self._show(trainer, pl_module, now - self._start)
 
     def _show(self, trainer: L.Trainer, model: ImageClassifier, seconds: float) -> None:
         epoch, epochs, total = trainer.current_epoch, trainer.max_epochs, model.steps_of_epoch

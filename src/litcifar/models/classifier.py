@@ -4,12 +4,14 @@ Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -181,24 +183,26 @@ class ImageClassifier(L.LightningModule):
         optimizer, schedulers = self.optimizers(), self._schedulers("step")
         assert isinstance(optimizer, LightningOptimizer)
         loss, several = torch.zeros(()), self.trainer.world_size > 1
+        (backward, step), without_autocast = self._ways(optimizer), torch.autocast(self.device.type, enabled=False)
         for number, (images_BHWC, labels) in enumerate(turn, 1):
             part = (number - 1) % self.accumulate_grad_batches
             if self.seed is not None:
-                step = self.trainer.global_step * self.accumulate_grad_batches + part
-                self._draw_anew(self.seed * 1_000_003 + step + self.trainer.global_rank * RANKS_APART)
+                count = self.trainer.global_step * self.accumulate_grad_batches + part
+                self._draw_anew(self.seed * 1_000_003 + count + self.trainer.global_rank * RANKS_APART)
             if several:
                 loss = self.loss(self._share(images_BHWC), self._share(labels), len(labels))
             else:
                 loss = self.loss(images_BHWC, labels)
             trained, ended = self._still_trained(optimizer)
             inputs = None if several else trained  # several processes wait for all gradients
-            with torch.autocast(self.device.type, enabled=False):  # backward has the types that forward chose
-                self.manual_backward(loss / self.accumulate_grad_batches, inputs=inputs)
+            share = loss / self.accumulate_grad_batches if self.accumulate_grad_batches > 1 else loss
+            with without_autocast:  # backward has the types that forward chose
+                backward(share, inputs=inputs)
             for parameter in ended:
                 parameter.grad = None  # neither clipped nor stepped with
             if part + 1 < self.accumulate_grad_batches and number < len(turn):
                 continue
-            optimizer.step()
+            step()
             optimizer.zero_grad()
             for scheduler in schedulers:
                 scheduler.step()
@@ -398,6 +402,32 @@ class ImageClassifier(L.LightningModule):
         self.train_metrics["acc"].update(torch.cat(predictions), labels_N)
         self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
 
+    def _ways(self, optimizer: LightningOptimizer) -> tuple[Callable[..., None], Callable[[], Any]]:
+        """Backward and the optimizer's step, by way of Lightning where something needs that, else directly.
+
+        Lightning's calls hooks, keeps a profile, scales float16's gradients and waits for other processes, and takes a
+        seventh of a small network's step.
+        """
+        trainer, hooks = self.trainer, ("on_before_backward", "on_after_backward")
+        changed = any(_overrides(self, L.LightningModule, name) for name in ("backward", *hooks))
+        heard = any(
+            _overrides(callback, Callback, name)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for name in (*hooks, "on_before_optimizer_step")
+        )
+        profiled = not isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if changed or heard or profiled or scaled or trainer.world_size > 1:
+            return self.manual_backward, optimizer.step
+
+        def step() -> None:
+            self.on_before_optimizer_step(optimizer.optimizer)
+            optimizer._on_before_step()  # counts it, as `_on_after_step` does
+            optimizer.optimizer.step()
+            optimizer._on_after_step()
+
+        return Tensor.backward, step
+
     def _schedulers(self, interval: str) -> list[Any]:
         if self.scheduler is None or self.scheduler.get("interval", "epoch") != interval:
             return []
@@ -440,6 +470,11 @@ class ImageClassifier(L.LightningModule):
     def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics.compute(), sync_dist=self.trainer.world_size > 1)  # synchronised: that silences a warning
         metrics.reset()
+
+
+def _overrides(instance: object, base: type, name: str) -> bool:
+    """Whether a method is not that of `base`: a subclass's, or of this instance alone, as LambdaCallback's are."""
+    return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
 
 
 def initialise(module: nn.Module, init: str) -> None:
