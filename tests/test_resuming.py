@@ -7,7 +7,7 @@ import pytest
 from litcifar import training
 from litcifar.checkpoints import config_of, read
 from litcifar.config import plain
-from litcifar.data import CIFAR10DataModule, ShapesDataModule, datamodule
+from litcifar.data import CIFAR10DataModule, ShapesDataModule
 from litcifar.errors import ConfigError, DataError
 from litcifar.keys import flat
 from litcifar.run_folder import read_metrics, write_metrics
@@ -110,9 +110,9 @@ def test_an_epoch_that_was_begun_in_other_turns_is_ended_as_it_would_have_been(
     """As where another number of processes goes on."""
     config = compose("model=mlp", "model.hidden=[8]", "augment=standard")
     training.train(config, tmp_path / "whole")
-    monkeypatch.setattr(datamodule, "TURNS", turns[0])
+    monkeypatch.setattr("litcifar.data.turns.TURNS", turns[0])
     stop(config, tmp_path / "stopped", 6)
-    monkeypatch.setattr(datamodule, "TURNS", turns[1])
+    monkeypatch.setattr("litcifar.data.turns.TURNS", turns[1])
     training.train(config, tmp_path / "stopped")
     assert same(result(tmp_path / "stopped"), result(tmp_path / "whole"))
 

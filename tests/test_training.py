@@ -19,7 +19,8 @@ from rich.console import Console
 from litcifar import config as configuration
 from litcifar import training
 from litcifar.config import EvaluateConfig, TrainConfig, check, plain
-from litcifar.data import ShapesDataModule, datamodule
+from litcifar.data import ShapesDataModule
+from litcifar.data.turns import Turns
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
 from litcifar.evaluation import evaluate
 from litcifar.loop import history
@@ -125,7 +126,7 @@ def test_the_number_of_steps_in_a_turn_changes_nothing(
 ) -> None:
     config = compose(*recipe, f"trainer.precision={precision}", "test=false", "trainer.gradient_clip_val=0.5")
     for turns in (50, 3):
-        monkeypatch.setattr(datamodule, "TURNS", turns)
+        monkeypatch.setattr("litcifar.data.turns.TURNS", turns)
         training.train(config, tmp_path / str(turns))
     one_by_one, many = (weights(tmp_path / str(turns)) for turns in (50, 3))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
@@ -133,7 +134,7 @@ def test_the_number_of_steps_in_a_turn_changes_nothing(
 
 
 def test_max_steps_is_kept_to_the_step(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", 3)
+    monkeypatch.setattr("litcifar.data.turns.TURNS", 3)
     training.train(compose("model=mlp", "trainer.max_steps=12"), tmp_path)
     assert [row["step"] for row in rows(tmp_path)] == ["10", "12"]
 
@@ -142,7 +143,7 @@ def test_the_progress_bar_goes_on_with_every_step_of_a_turn(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(datamodule, "TURNS", 3)
+    monkeypatch.setattr("litcifar.data.turns.TURNS", 3)
     monkeypatch.setattr(history, "BAR_SECONDS", 0)
     monkeypatch.setattr(training, "make_console", lambda: Console(file=io.StringIO(), force_terminal=True))
     monkeypatch.setattr(
@@ -296,7 +297,7 @@ class Uninterrupted:
 
 @pytest.fixture
 def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", 4)  # of 3 batches, or 4 where two make a step
+    monkeypatch.setattr("litcifar.data.turns.TURNS", 4)  # of 3 batches, or 4 where two make a step
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +391,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize(
     ("owner", "mechanism", "without"),
     [
-        (datamodule.Turns, "_position", lambda turns: (turns.trainer.fit_loop.epoch_progress.current.processed, 0, 0)),
+        (Turns, "_position", lambda turns: (turns.trainer.fit_loop.epoch_progress.current.processed, 0, 0)),
         (ImageClassifier, "_draw_anew", lambda model, seed: None),
         (ImageClassifier, "on_save_checkpoint", lambda model, checkpoint: checkpoint.update(litcifar=model.provenance)),
     ],

@@ -22,7 +22,7 @@ from litcifar.config import LookConfig, TrainConfig, plain, shapes_like
 from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
-from litcifar.data.datamodule import limited
+from litcifar.data.turns import limited
 from litcifar.errors import ConfigError, DataError, MachineError, require
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.loop import loggers

@@ -1,108 +1,31 @@
 """The data module: who is in which split, in what order batches come, and what a step gets."""
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import TensorDataset, random_split
 
 from litcifar.data import (
     CIFAR10DataModule,
-    ImageFolderDataModule,
-    ShapesDataModule,
-    cifar10_archive,
     cifar10_files,
-    datamodule,
 )
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
 from tests.conftest import bare_trainer
+from tests.data.conftest import TEST, TRAIN, VAL, Make, Recorder, epochs, fitted, labels_of, places, same
 
 # Lightning compares the workers with the processors, but the images are in memory. Workers are forked by PyTorch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
-
-TRAIN, TEST, VAL = 200, 40, 50  # images of `tiny_cifar10`, and how many of the training images are held out
-Make = Callable[..., CIFAR10DataModule]
-Batch = tuple[Tensor, Tensor]
-
-
-@pytest.fixture(scope="module")
-def files(tiny_cifar10: Path) -> Arrays:
-    """Training images, training labels, test images, test labels, as they lie in the files."""
-    return cifar10_files.read(tiny_cifar10, verify=False)
-
-
-@pytest.fixture
-def make(tiny_cifar10: Path) -> Make:
-    """A data module that has read the tiny CIFAR-10."""
-
-    def make(**options: Any) -> CIFAR10DataModule:
-        data = CIFAR10DataModule(root=str(tiny_cifar10), verify=False, **{"val_size": VAL, **options})
-        data.setup()
-        return data
-
-    return make
-
-
-class Recorder(L.LightningModule):
-    """Keeps every batch that it gets, and learns nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.epochs: list[list[Batch]] = []
-        self.evaluated: list[Batch] = []
-
-    def on_train_epoch_start(self) -> None:
-        self.epochs.append([])
-
-    def training_step(self, turn: list[Batch], batch_idx: int) -> None:
-        self.epochs[-1].extend(turn)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluated.append(batch)
-
-    test_step = validation_step
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fitted(data: L.LightningDataModule, epochs: int = 1) -> Recorder:
-    recorder = Recorder()
-    bare_trainer(epochs).fit(recorder, datamodule=data)
-    return recorder
-
-
-def places(batches: DataLoader | list[Batch], images: np.ndarray) -> list[int]:
-    """Where in `images` those of the batches are, one after another."""
-    place = {image.tobytes(): row for row, image in enumerate(images)}
-    return [place[image.numpy().tobytes()] for batch in batches for image in batch[0]]
-
-
-def labels_of(batches: DataLoader | list[Batch]) -> list[int]:
-    return [int(label) for batch in batches for label in batch[1]]
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, y) for c, d in zip(a, b, strict=True) for x, y in zip(c, d, strict=True)
-    )
-
 
 # --- What is read
 
@@ -231,6 +154,11 @@ def test_validation_set_that_leaves_nothing_to_train_on_is_refused(make: Make, v
 
 def test_validation_set_may_leave_a_single_image(make: Make) -> None:
     assert sum(make(val_size=TRAIN - 1).class_counts()["train"].values()) == 1
+
+
+def test_the_validation_set_can_be_a_share(make: Make) -> None:
+    counts = make(val_size=0.1).class_counts()
+    assert (sum(counts["train"].values()), sum(counts["val"].values())) == (180, 20)
 
 
 def test_images_are_the_first_of_their_split(make: Make, files: Arrays) -> None:
@@ -365,96 +293,6 @@ def test_loader_is_in_a_fixed_order_and_not_augmented(make: Make, files: Arrays)
     assert places(loader, files[0]) == places(loader, files[0]) == places(make().loader("train"), files[0])
 
 
-# --- The order of an epoch
-
-
-def epochs(data: ImageDataModule, files: Arrays, count: int = 3) -> list[list[int]]:
-    return [places(epoch, files[0]) for epoch in fitted(data, count).epochs]
-
-
-def test_every_training_image_comes_once_an_epoch(make: Make, files: Arrays) -> None:
-    data = make(batch_size=16)
-    training = sorted(places(data.loader("train"), files[0]))
-    assert [sorted(epoch) for epoch in epochs(data, files)] == [training] * 3
-
-
-def test_every_epoch_has_an_order_of_its_own(make: Make, files: Arrays) -> None:
-    first, second, third = epochs(make(), files)
-    assert first != second != third != first
-    assert places(make().loader("train"), files[0]) not in (first, second, third)
-
-
-def test_order_is_a_function_of_seed_and_epoch(make: Make, files: Arrays) -> None:
-    torch.manual_seed(1)
-    first = epochs(make(seed=5), files)
-    torch.manual_seed(2)
-    assert epochs(make(seed=5), files, count=2) == first[:2]
-
-
-def test_another_seed_gives_another_order(make: Make, files: Arrays) -> None:
-    assert epochs(make(seed=5), files, count=1) != epochs(make(seed=6), files, count=1)
-
-
-def test_without_shuffle_every_epoch_has_the_splits_order(make: Make, files: Arrays) -> None:
-    data = make(shuffle=False)
-    assert epochs(data, files) == [places(data.loader("train"), files[0])] * 3
-
-
-def test_batches_draw_no_global_random_numbers(make: Make) -> None:
-    data = make()
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    assert len(list(data.train_dataloader())) == 3
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_workers_change_nothing(make: Make) -> None:
-    options: dict[str, Any] = {"batch_size": 16, "augment": {"flip": "alternating", "translate": 2}}
-    alone, helped = (fitted(make(num_workers=workers, **options), epochs=2).epochs for workers in (0, 2))
-    assert same(alone[0], helped[0])
-    assert same(alone[1], helped[1])
-
-
-# --- Turns of the training loop
-
-
-@pytest.mark.parametrize(("turns", "lengths"), [(50, [1] * 10), (10, [1] * 10), (4, [3, 3, 3, 1]), (1, [10])])
-def test_a_turn_is_a_share_of_the_epochs_batches(
-    make: Make, monkeypatch: pytest.MonkeyPatch, turns: int, lengths: list[int]
-) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", turns)
-    data = make(batch_size=16)
-    loader = data.train_dataloader()
-    assert len(loader) == len(lengths)
-    assert data.train_batches == 10
-    assert [math.ceil(len(turn[1]) / 16) for turn in loader] == lengths
-
-
-def test_the_number_of_turns_changes_no_batch(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"batch_size": 16, "augment": AUGMENT}
-    one_by_one = fitted(make(**options), epochs=2).epochs
-    monkeypatch.setattr(datamodule, "TURNS", 3)
-    turned = fitted(make(**options), epochs=2).epochs
-    assert same(turned[0], one_by_one[0])
-    assert same(turned[1], one_by_one[1])
-
-
-def test_a_number_of_batches_can_be_asked_for_whatever_the_turns(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", 3)
-    recorder = Recorder()
-    bare_trainer(1, limit_train_batches=5).fit(recorder, datamodule=make(batch_size=16))
-    assert len(recorder.epochs[0]) == 5
-
-
-def test_a_share_of_the_batches_can_be_asked_for_whatever_the_turns(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datamodule, "TURNS", 3)
-    recorder = Recorder()
-    bare_trainer(1, limit_train_batches=0.5).fit(recorder, datamodule=make(batch_size=16))
-    assert len(recorder.epochs[0]) == 5
-
-
 # --- Augmentation
 
 AUGMENT: dict[str, Any] = {"flip": "random", "translate": 3, "cutout": 4}
@@ -552,116 +390,3 @@ def test_images_are_read_once(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatc
     data.setup("fit")
     data.setup("test")
     read.assert_called_once()
-
-
-def test_nothing_is_downloaded_where_the_files_are(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10_archive, "fetch", fetch := Mock())
-    CIFAR10DataModule(root=str(tiny_cifar10)).prepare_data()
-    fetch.assert_not_called()
-
-
-def test_missing_files_are_fetched_from_the_mirrors_in_the_time_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cifar10_archive, "fetch", fetch := Mock())
-    CIFAR10DataModule(root=str(tmp_path), mirrors=["a", "b"], download_seconds=9).prepare_data()
-    fetch.assert_called_once_with(tmp_path, ["a", "b"], 9)
-
-
-# --- Every data set has the same interface
-
-
-def shapes_module(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> ImageDataModule:
-    monkeypatch.setattr(ShapesDataModule, "sizes", (60, 20))
-    return ShapesDataModule(**options)
-
-
-def folder_module(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> ImageDataModule:
-    """Classes cat (dark) and dog (bright) of 30 + 10 images each, 12 pixels high and wide."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 30), ("test", 10)):
-        for name, low in (("cat", 0), ("dog", 128)):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(low, low + 128, (12, 12, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
-    return ImageFolderDataModule(root=str(folder), image_size=12, **options)
-
-
-@pytest.fixture(params=[shapes_module, folder_module], ids=["shapes", "image_folder"])
-def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageDataModule:
-    """60 training images and 20 test images that are not CIFAR-10's, ten of them for validation."""
-    return request.param(tmp_path, monkeypatch, batch_size=16, val_size=10, augment={"flip": "random"})
-
-
-def test_other_data_sets_give_batches_of_their_size(other: ImageDataModule) -> None:
-    size = other.image_size
-    (epoch,) = fitted(other).epochs
-    assert [tuple(images.shape) for images, _ in epoch] == [(n, size, size, 3) for n in (16, 16, 16, 2)]
-    assert {(images.dtype, labels.dtype) for images, labels in epoch} == {(torch.uint8, torch.int64)}
-
-
-def test_other_data_sets_are_split_and_counted(other: ImageDataModule) -> None:
-    other.setup()
-    counts = other.class_counts()
-    assert {split: sum(of_class.values()) for split, of_class in counts.items()} == {"train": 50, "val": 10, "test": 20}
-    assert all(list(of_class) == other.classes == list(other.class_names) for of_class in counts.values())
-    assert set(counts["test"].values()) == {20 // len(other.classes)}
-
-
-def test_other_data_sets_need_no_download(other: ImageDataModule) -> None:
-    other.prepare_data()
-    other.setup()
-    assert len(other.fingerprint) == 64
-
-
-def test_other_data_sets_have_names(other: ImageDataModule) -> None:
-    assert other.name == ("shapes" if isinstance(other, ShapesDataModule) else "image_folder")
-
-
-def test_image_folders_labels_are_those_of_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = folder_module(tmp_path, monkeypatch, val_size=10)
-    data.setup()
-    assert data.classes == ["cat", "dog"]
-    for split in ("train", "val", "test"):
-        ((images, labels),) = data.loader(split)
-        assert torch.equal((images.float().mean((1, 2, 3)) > 127).long(), labels)
-
-
-def test_image_folders_images_get_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = folder_module(tmp_path, monkeypatch, val_size=10)
-    data.setup()
-    assert data.image_size == 12
-    assert data.images("train", 3).shape == (3, 12, 12, 3)
-
-
-def test_shapes_test_images_are_not_among_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = shapes_module(tmp_path, monkeypatch)
-    monkeypatch.setattr(data, "sizes", (40, 40))
-    train_images, _, test_images, _ = data.read()
-    assert not {image.tobytes() for image in train_images} & {image.tobytes() for image in test_images}
-
-
-def test_shapes_can_be_chosen_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = shapes_module(tmp_path, monkeypatch, val_size=10, classes=["star", "circle"])
-    data.setup()
-    assert data.class_counts()["test"] == {"star": 2, "circle": 2}
-
-
-def test_overfitting_repeats_the_same_batches(make: Make, files: Arrays) -> None:
-    recorder = Recorder()
-    bare_trainer(3, overfit_batches=1).fit(recorder, datamodule=make(batch_size=16))
-    first, second, third = (places(epoch, files[0]) for epoch in recorder.epochs)
-    assert first == second == third
-
-
-def test_the_first_batch_of_a_run_that_overfits_stays_its_first_batch(make: Make) -> None:
-    data, recorder = make(batch_size=16), Recorder()
-    bare_trainer(1, overfit_batches=1).fit(recorder, datamodule=data)
-    data.trainer = bare_trainer(1)  # as of the evaluation at the run's end
-    assert torch.equal(data.first_batch()[0], recorder.epochs[0][0][0])
-
-
-def test_the_validation_set_can_be_a_share(make: Make) -> None:
-    counts = make(val_size=0.1).class_counts()
-    assert (sum(counts["train"].values()), sum(counts["val"].values())) == (180, 20)

@@ -11,7 +11,7 @@ import torch
 
 from litcifar import training
 from litcifar.config import TrainConfig
-from litcifar.data import datamodule
+from litcifar.data import turns
 from litcifar.errors import Interrupted
 from litcifar.machine import processes, ranks
 from litcifar.models import ImageClassifier
@@ -48,7 +48,7 @@ def train_and_stop(config: TrainConfig, root: Path) -> None:
     """Trains; again, and stopped by a signal to one process; and on. Notes the images that each process has seen."""
     seen: list[bytes] = []
     loss, steps = ImageClassifier.loss, 0
-    datamodule.TURNS_OF_SEVERAL = 4
+    turns.TURNS_OF_SEVERAL = 4
 
     def noted(self: ImageClassifier, images_BHWC: torch.Tensor, *others: Any) -> torch.Tensor:
         nonlocal steps
