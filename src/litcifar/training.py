@@ -90,6 +90,8 @@ def _train(
     precision, reason = device.precision_of(config, cuda)
     data.setup()
     memory.keep_freed()
+    if not cuda:
+        device.ask_cuda_itself()
     _check_limits(config, data)
     counts = data.class_counts()
     model.provenance = {

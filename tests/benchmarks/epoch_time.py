@@ -5,8 +5,9 @@
 litcifar         litcifar.training.train, from its metrics.csv
 plain loop       a bare PyTorch loop of the same step, the images in memory, on the device
   memory kept    the same in a process that keeps freed memory, as in litcifar (`litcifar.machine.memory`): the limit
-usual Lightning  the same network, its ReLU before its pool, and optimizer; PIL images transformed one by one in two
-                 workers, automatic optimization, loss and accuracy logged each step, progress bar and CSVLogger on
+usual Lightning  the same network, its ReLU before its pool and its dropout torch's, and optimizer; PIL images
+                 transformed one by one in two workers, automatic optimization, loss and accuracy logged each step,
+                 progress bar and CSVLogger on
 FLOP floor       the epoch's training FLOPs at the rate of a large matrix product in litcifar's precision
 NumPy            numpy_mlp's step in float32 NumPy, of pixels that lie there divided by 255, without the loss's value
 with validation  litcifar's whole epoch of keras_cnn at its own batch size: validation and checkpoints too
@@ -26,9 +27,11 @@ import io
 import itertools
 import math
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -54,10 +57,11 @@ from litcifar.config import TrainConfig, train_config
 from litcifar.console import quiet
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
-from litcifar.machine import memory
+from litcifar.machine import device, memory
 from litcifar.models import ImageClassifier
 from litcifar.models.classifier import ChannelsFirst
 from litcifar.models.conv_pool import ConvPoolBlock
+from litcifar.models.dropout import Dropout
 from litcifar.run_folder import BEST, HISTORY
 
 EXPERIMENTS = "logistic_regression,numpy_mlp,keras_cnn,deep_cnn,speed_94"
@@ -203,7 +207,8 @@ class Others:
                 default_root_dir=folder,
                 enable_model_summary=False,
             )
-            trainer.fit(module, loader)
+            with unittest.mock.patch.dict(os.environ, PYTORCH_NVML_BASED_CUDA_CHECK="1"):  # as it is with Lightning
+                trainer.fit(module, loader)
         return self._scaled(statistics.median(module.seconds[1:]))
 
     def flop_floor(self) -> float:
@@ -258,6 +263,7 @@ _others: list[Others] = []  # of a process that is not litcifar's: one
 def _prepare(overrides: list[str], checkpoint: Path, precision: str, keep: bool) -> None:
     quiet()
     torch.backends.cudnn.benchmark = True  # as litcifar has it on a GPU
+    device.ask_cuda_itself()  # as it is without Lightning, which litcifar has imported
     _others.append(Others(overrides, checkpoint, precision))
     if keep:
         memory.keep_freed()
@@ -353,8 +359,12 @@ class UsualModule(L.LightningModule):
 
 
 def _as_written(layer: nn.Module) -> nn.Module:
-    """A block with its ReLU before the max pool, as scripts have it; `ConvPool` lets them change places."""
+    """As scripts have it: torch's dropout, and ReLU before the max pool; `ConvPool` lets them change places."""
+    if isinstance(layer, Dropout):
+        return nn.Dropout(layer.p)
     if isinstance(layer, ConvPoolBlock):
+        for place, inner in enumerate(list(layer)):
+            layer[place] = _as_written(inner)
         for place, (pool, activation) in enumerate(itertools.pairwise(list(layer))):
             if isinstance(pool, nn.MaxPool2d) and isinstance(activation, nn.ReLU):
                 layer[place], layer[place + 1] = activation, pool

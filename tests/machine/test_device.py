@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 
@@ -31,6 +32,35 @@ def test_a_compiled_network_trains_and_keeps_its_checkpoints_keys(
         training.train(compose(*CNN, *options, "trainer.max_epochs=1"), tmp_path / name)
     assert compiled == [{"dynamic": False, "mode": mode}]
     assert list(weights(tmp_path / "plain")["state_dict"]) == list(weights(tmp_path / "compiled")["state_dict"])
+
+
+class LooksForGPUs(L.Callback):
+    """Counts how often torch counts the GPUs in the steps of training."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.patch = pytest.MonkeyPatch()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.patch.setattr(torch.cuda, "device_count", self.look)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.patch.undo()
+
+    def look(self) -> int:
+        self.count += 1
+        return 0
+
+
+def test_no_step_on_a_cpu_looks_for_nvml(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks(name: str) -> int:
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning's import does
+        training.train(compose("model=mlp", "optim=adam"), tmp_path / name, callbacks=[callback := LooksForGPUs()])
+        return callback.count
+
+    assert looks("ours") == 0
+    monkeypatch.setattr(device, "ask_cuda_itself", lambda: None)
+    assert looks("without") > 0
 
 
 def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,16 @@ def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
     return ("bf16-mixed", "native on this CPU") if native else ("32-true", "bf16 is not native on this CPU")
 
 
+def ask_cuda_itself() -> None:
+    """Has torch ask CUDA's own library whether there is a GPU, and not NVML; for a run on the CPU, and its process.
+
+    Importing Lightning makes it NVML, so that processes may be forked before CUDA is used. Most of torch's optimizers,
+    though not SGD, ask in each step, and without NVIDIA's driver look for NVML's file each time: a quarter of a small
+    network's step.
+    """
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
 def autotuned(config: TrainConfig, cuda: bool) -> bool | None:
     """Whether cuDNN tries out which of its convolutions is fastest; None leaves it as it is."""
     asked = config.trainer.benchmark

@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from litcifar.config import ParameterKind
 from litcifar.models.classifier import ACTIVATIONS, ChannelsFirst, ClassifierOptions, ImageClassifier, initialise
+from litcifar.models.dropout import Dropout
 
 WHITENING_IMAGES = 5_000  # and the epsilon: airbench, Keller Jordan 2024, arXiv 2404.00498, section 3.2
 WHITENING_EPSILON = 5e-4
@@ -107,7 +108,7 @@ class ConvPool(ImageClassifier):
         for hidden in head:
             layers += [nn.Linear(features, hidden), ACTIVATIONS[activation]()]
             if head_dropout:
-                layers.append(nn.Dropout(head_dropout))
+                layers.append(Dropout(head_dropout))
             features = hidden
         layers.append(nn.Linear(features, len(self.classes), bias=head_bias))
         if logit_scale != 1:
@@ -187,7 +188,7 @@ class ConvPoolBlock(nn.Sequential):
         if pool_position == "block":
             add_pool()
         if dropout:
-            self.append(nn.Dropout(dropout))
+            self.append(Dropout(dropout))
         self.skip = (activations[0], activations[-1]) if residual else None
         if not residual:
             self._pool_before_relu()

@@ -6,6 +6,7 @@ from typing import Literal, Unpack
 from torch import nn
 
 from litcifar.models.classifier import ACTIVATIONS, ClassifierOptions, ImageClassifier, initialise
+from litcifar.models.dropout import Dropout
 
 
 class MLP(ImageClassifier):
@@ -37,7 +38,7 @@ class MLP(ImageClassifier):
                 layers.append(nn.BatchNorm1d(size))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             features = size
         layers.append(nn.Linear(features, len(self.classes)))
         self.net = nn.Sequential(*layers)

@@ -103,6 +103,8 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     data, config, _ = prepare(config, console)
     data.setup()
     memory.keep_freed()
+    if not cuda:
+        device.ask_cuda_itself()
     # Without a schedule, which would be another one than the test's.
     groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
     optim = config.optim.model_copy(update={"groups": groups})
