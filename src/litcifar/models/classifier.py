@@ -183,7 +183,8 @@ class ImageClassifier(L.LightningModule):
         optimizer, schedulers = self.optimizers(), self._schedulers("step")
         assert isinstance(optimizer, LightningOptimizer)
         loss, several = torch.zeros(()), self.trainer.world_size > 1
-        (backward, step), without_autocast = self._ways(optimizer), torch.autocast(self.device.type, enabled=False)
+        backward, step = self._backward_and_step(optimizer)
+        without_autocast = torch.autocast(self.device.type, enabled=False)
         for number, (images_BHWC, labels) in enumerate(turn, 1):
             part = (number - 1) % self.accumulate_grad_batches
             if self.seed is not None:
@@ -402,7 +403,7 @@ class ImageClassifier(L.LightningModule):
         self.train_metrics["acc"].update(torch.cat(predictions), labels_N)
         self.train_metrics["loss"].update(loss / sizes if self.loss_reduction == "sum" else loss, weight=sizes)
 
-    def _ways(self, optimizer: LightningOptimizer) -> tuple[Callable[..., None], Callable[[], Any]]:
+    def _backward_and_step(self, optimizer: LightningOptimizer) -> tuple[Callable[..., None], Callable[[], Any]]:
         """Backward and the optimizer's step, by way of Lightning where something needs that, else directly.
 
         Lightning's calls hooks, keeps a profile, scales float16's gradients and waits for other processes, and takes a
