@@ -410,7 +410,7 @@ class ImageClassifier(L.LightningModule):
         seventh of a small network's step.
         """
         trainer, hooks = self.trainer, ("on_before_backward", "on_after_backward")
-        changed = any(_overrides(self, L.LightningModule, name) for name in ("backward", *hooks))
+        changed = any(_overrides(self, L.LightningModule, name) for name in ("backward", "manual_backward", *hooks))
         heard = any(
             _overrides(callback, Callback, name)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
