@@ -1,4 +1,4 @@
-"""The data module: who is in which split, in what order batches come, and what a step gets."""
+"""The data module: who is in which split, and what a step gets."""
 
 import re
 from collections.abc import Sequence
@@ -11,21 +11,15 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset, random_split
 
-from litcifar.data import (
-    CIFAR10DataModule,
-    cifar10_files,
-)
+from litcifar.data import CIFAR10DataModule, cifar10_files
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
 from tests.conftest import bare_trainer
 from tests.data.conftest import TEST, TRAIN, VAL, Make, Recorder, epochs, fitted, labels_of, places, same
 
-# Lightning compares the workers with the processors, but the images are in memory. Workers are forked by PyTorch.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-]
+# Lightning compares the workers with the processors, but the images are in memory.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 # --- What is read
 

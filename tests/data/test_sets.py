@@ -12,11 +12,8 @@ from PIL import Image
 from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule, cifar10_archive
 from tests.data.conftest import fitted
 
-# Lightning compares the workers with the processors, but the images are in memory. Workers are forked by PyTorch.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-]
+# Lightning compares the workers with the processors, but the images are in memory.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
 def test_nothing_is_downloaded_where_the_files_are(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
