@@ -110,6 +110,24 @@ def test_an_apple_gpu_is_told_as_one(compose: Compose, monkeypatch: pytest.Monke
     assert device.precision_of(config, cuda=False) == ("32-true", "the usual on MPS")
 
 
+@pytest.mark.parametrize(
+    ("cpu", "precision"),
+    [
+        ({"cpu_name": "AMD EPYC 9B14", "avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16-mixed"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "32-true"),
+        ({"cpu_name": "AMD EPYC 7763", "avx512_bf16": False, "amx_bf16": False}, "32-true"),
+        ({"architecture": "aarch64", "neon": True}, "32-true"),
+    ],
+)
+def test_a_cpu_takes_bf16_where_that_is_faster_than_float32(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, cpu: dict[str, Any], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    config = compose("trainer.accelerator=cpu", "trainer.precision=auto")
+    assert device.precision_of(config, cuda=False)[0] == precision
+
+
 def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose: Compose, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed is for a GPU - use auto, or bf16-mixed"):
         training.train(compose("model=mlp", "trainer.precision=16-mixed"), tmp_path)
