@@ -1,5 +1,6 @@
 """Processes that are started together: what they are told, and what becomes of their answers, errors and signals."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -68,6 +69,35 @@ def test_an_error_ends_the_processes_that_wait_for_the_one_that_made_it(monkeypa
 def test_a_killed_process_ends_the_others_and_is_a_matter_of_the_machine() -> None:
     with pytest.raises(MachineError, match="process 1 terminated with signal SIGKILL, one of 2 - "):
         processes.run(one_is_killed, 2)
+
+
+@pytest.mark.parametrize("with_sigterm", [False, True])
+def test_a_job_that_is_to_be_queued_again_stops_its_processes_first(tmp_path: Path, with_sigterm: bool) -> None:
+    """submitit's handler of SIGUSR2 ends the process; SLURM sends the signal to all of a job, and SIGTERM beside it."""
+    stopped: list[set[str]] = []
+
+    def queue_again(number: int, frame: object) -> None:
+        stopped.append({p.name for p in tmp_path.iterdir()} - {"begun 0", "begun 1"})
+        raise SystemExit(77)
+
+    def send() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGUSR2)
+        for number in (signal.SIGTERM, signal.SIGUSR2)[not with_sigterm :]:
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with signals.handled(signals.raise_interrupted):
+            threading.Thread(target=send).start()
+            with pytest.raises(SystemExit, match="77"):
+                processes.run(wait_in, 2, tmp_path)
+        assert signal.getsignal(signal.SIGUSR2) is queue_again
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert stopped == [{"143 0", "143 1"}]
 
 
 def test_a_signal_reaches_all(tmp_path: Path) -> None:

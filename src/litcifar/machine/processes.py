@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import socket
 import time
 import traceback
@@ -25,8 +26,16 @@ Result = TypeVar("Result")
 def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
     """Calls the function in `count` processes on this machine; the result of rank 0.
 
-    What goes wrong in any of them is raised here. A signal is handed on to all of them, so that they stop in order.
+    What goes wrong in any of them is raised here. A signal is handed on to all of them, so that they stop in order;
+    where it is submitit's, the job is put into the queue again then.
     """
+    with signals.requeued_later() as is_to_stop:
+        return _run(function, count, arguments, is_to_stop)
+
+
+def _run(
+    function: Callable[..., Result], count: int, arguments: tuple[Any, ...], is_to_stop: Callable[[], bool]
+) -> Result:
     answers = mp.get_context("spawn").SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,11 +46,9 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
     assert isinstance(processes, ProcessContext)
     found: dict[int, Any] = {}
     try:
-        _wait(processes, answers, found)
+        _wait(processes, answers, found, is_to_stop)
     except Interrupted as error:
-        for process in processes.processes:
-            if process.is_alive():
-                os.kill(process.pid, error.signal_number)
+        _send(error.signal_number, processes)
         _wait(processes, answers, found)  # a second signal ends it at once
         raise
     except ProcessException as error:
@@ -60,13 +67,29 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
     return found[0]
 
 
-def _wait(processes: ProcessContext, answers: SimpleQueue, found: dict[int, Any]) -> None:
+def _send(number: int, processes: ProcessContext) -> None:
+    for process in processes.processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
+
+
+def _wait(
+    processes: ProcessContext,
+    answers: SimpleQueue,
+    found: dict[int, Any],
+    is_to_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Until all processes have ended, or one has failed and the others, who may wait for it, have had their time.
+
+    is_to_stop: once it says so, they get SIGTERM.
 
     ProcessException where one of them has ended without an answer.
     """
-    last = math.inf
+    last, sent = math.inf, False
     while not processes.join(LOOK_SECONDS, GRACE_SECONDS) and time.monotonic() < last:
+        if not sent and is_to_stop():
+            _send(signal.SIGTERM, processes)
+            sent = True
         _collect(answers, found)
         if not all(isinstance(error, Interrupted) for error in _errors(found)):
             last = min(last, time.monotonic() + GRACE_SECONDS)

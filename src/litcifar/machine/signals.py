@@ -67,12 +67,29 @@ def deferred() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def requeued_later() -> Iterator[Callable[[], bool]]:
+    """Inside, submitit's signal is only noted, which the function tells; at the end its own handler is called."""
+    own = signal.getsignal(REQUEUE) if REQUEUE else None
+    if not REQUEUE or not callable(own):
+        yield lambda: False
+        return
+    noted: list[int] = []
+    signal.signal(REQUEUE, lambda number, frame: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(REQUEUE, own)
+        if noted:
+            own(REQUEUE, None)
+
+
+@contextlib.contextmanager
 def blocked() -> Iterator[None]:
     """Processes that are started inside never see the signals: those are for their parent, which ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, signal.SIGUSR2))
     try:
         yield
     finally:
@@ -80,6 +97,10 @@ def blocked() -> Iterator[None]:
 
 
 def unblock() -> None:
-    """In a process that was started in `blocked`: from here on it sees the signals, also those that came before."""
+    """In a process that was started in `blocked`: from here on it sees the signals, also those that came before.
+
+    Not submitit's, which is for the parent.
+    """
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, signal.SIGUSR2))
