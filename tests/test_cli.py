@@ -1,6 +1,7 @@
 """The command line: every mistake is one line and its exit code, and leaves nothing behind."""
 
 import contextlib
+import errno
 import os
 import random
 import re
@@ -330,6 +331,17 @@ def test_a_launcher_without_its_package_is_named_with_how_to_install_it() -> Non
     assert cli._composition_error(error, TRAIN) == "hydra/launcher=slurm needs submitit - pip install 'litcifar[slurm]'"
 
 
+def test_the_values_of_a_question_may_all_be_given_beside_it(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {callbacks: {summary: {question: 'Which?', axis: model.hidden}}}\n"
+    )
+    asked = ["--config-dir", str(tmp_path), "sweep=mine", "model=mlp", "model.hidden=[8],[4]", "seed=0,1"]
+    outcome = run(TRAIN, "-m", *asked, *tiny, "hydra.sweep.dir=answers")
+    assert outcome.code == 0, outcome.err
+    assert "cannot be told from it with 2 seeds" in outcome.out
+
+
 def test_a_sweep_without_jobs_is_refused(run) -> None:  # type: ignore[no-untyped-def]
     outcome = run(TRAIN, "-m", "seed=range(3,3)")
     assert outcome.code == 2
@@ -361,6 +373,10 @@ def test_the_commands_that_are_told_can_be_run_whatever_the_folder_is_called(run
     program, *arguments = shlex.split(line.removeprefix("evaluate"))
     assert (program, arguments) == ("litcifar-evaluate", ["ckpt='größen (2)/lr=0.1/best.ckpt'"])
     assert run(EVALUATE, *arguments, "figures=false").code == 0
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("compare"))
+    program, *arguments = shlex.split(line.removeprefix("compare"))
+    assert (program, arguments) == ("litcifar-compare", ["folders=['größen (2)']"])
+    assert run(COMPARE, *arguments).code == 0
 
 
 def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -382,6 +398,23 @@ def test_missing_data_is_exit_code_3_and_says_what_to_do(run, tmp_path: Path) ->
     assert outcome.code == 3
     assert "data=shapes" in outcome.err.splitlines()[-1]
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_a_run_that_did_not_begin_leaves_a_folder_that_cannot_be_removed(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(folder: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    nowhere = [f"data.root={tmp_path}/nowhere", "data.mirrors=[]"]
+    assert run(TRAIN, "hydra.run.dir=.", *nowhere).code == 3
+    assert not list((tmp_path / "here").iterdir())  # and it is still there, as the working folder
+    monkeypatch.setattr(Path, "rmdir", busy)  # as of a volume that is mounted
+    outcome = run(TRAIN, "hydra.run.dir=volume", *nowhere)
+    assert (outcome.code, outcome.err.count("error: ")) == (3, 1)
+    assert not list((tmp_path / "here" / "volume").iterdir())
 
 
 def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -672,6 +705,7 @@ def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # ty
         "photos output=photos/e.png": "has to end in .csv or .json",
         "photos top=0": "top=0 - input should be greater than or equal to 1",
         "top=2": "'images' is missing - give it: images=...",
+        "images=[photos/a.png] photos/b.png": "images=... beside 'photos/b.png': the one would be lost - write",
     }.items():
         outcome = run(PREDICT, "ckpt=run", *mistake.split())
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)

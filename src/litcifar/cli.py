@@ -27,6 +27,7 @@ from litcifar.errors import (
     DataError,
     Interrupted,
     InUseError,
+    MachineError,
     Pruned,
     UserError,
     explained,
@@ -160,7 +161,7 @@ def _check_sweep(settings: Any, asked: list[str], cfg: DictConfig) -> None:
     question = settings.runtime.choices.get("sweep")
     if question and settings.mode != RunMode.MULTIRUN:
         raise ConfigError(f"sweep={question} is several runs - write litcifar-train -m sweep={question}")
-    params = settings.sweeper.params if question else {}
+    params = (settings.sweeper.params if question else None) or {}
     if not {key.lstrip("+~") for key in params} <= {*asked, *tuning.lacking(params, cfg)}:
         raise ConfigError("a sweep answers one question - give each a command of its own")
 
@@ -234,7 +235,7 @@ def _run(name: str, job: Callable[[DictConfig], Any], arguments: list[str], bare
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
     except UserError as error:
         FAILURES.append(error)
-        if isinstance(error, DataError):  # of a search
+        if isinstance(error, DataError | MachineError) and SweepSummary.folder:  # of a search
             print(f"go on     {_again(SweepSummary.folder)}")
     except Interrupted as error:
         signals.install(signals.Handler(lambda number: None))  # for the rest of the process
@@ -283,7 +284,7 @@ def _guarded(job: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         print(f"pruned    {run_dir}: {end}")
         return float("nan")
     except UserError as error:
-        if isinstance(error, DataError) and _is_trial(settings):
+        if isinstance(error, DataError | MachineError) and _is_trial(settings):
             raise  # the search ends: its other trials would end like this one
         failure = error
     except (Exception, SystemExit) as error:
@@ -310,9 +311,12 @@ def _remove_if_empty(run_dir: Path, settings: Any) -> None:
     """Removes the folder of a run that has not begun."""
     is_first = ranks.rank() == 0  # of the processes that torchrun started
     if is_first and settings.output_subdir and {p.name for p in run_dir.iterdir()} <= {settings.output_subdir, LOCK}:
-        shutil.rmtree(run_dir)
-        with contextlib.suppress(OSError):
-            run_dir.parent.rmdir()
+        with contextlib.suppress(OSError):  # as of a folder that is mounted; what went wrong before is what counts
+            shutil.rmtree(run_dir / settings.output_subdir)
+            (run_dir / LOCK).unlink(missing_ok=True)
+            for folder in (run_dir, run_dir.parent):
+                if not Path.cwd().is_relative_to(folder):
+                    folder.rmdir()
 
 
 def _end_quietly() -> NoReturn:
@@ -408,6 +412,8 @@ def _options_first(arguments: list[str], name: str, bare: str | None) -> list[st
             raise ConfigError(f"'{argument}' has no key - write key=value")
     values = [argument for argument in known.overrides if "=" not in argument]
     if bare and values:
+        if any(argument.startswith(f"{bare}=") for argument in arguments):
+            raise ConfigError(f"{bare}=... beside '{values[0]}': the one would be lost - write all of them in one way")
         arguments = [argument for argument in arguments if argument not in values]
         arguments.append(f"{bare}=[{','.join(map(quoted, values))}]")
     return sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))

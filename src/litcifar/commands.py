@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from litcifar.config import TrainConfig, plain
 from litcifar.console import short
-from litcifar.keys import assignment, flat
+from litcifar.keys import PLAIN, assignment, flat, quoted
 from litcifar.run_folder import BEST
 
 PYTHON = """\
@@ -33,7 +33,7 @@ def after(config: TrainConfig, run_dir: Path) -> dict[str, str]:
         more += ["trainer.max_steps=-1"] if config.trainer.max_steps != -1 else []
         more += ["trainer.max_time=null"] if config.trainer.max_time else []
         commands["train on"] = resume(run_dir, config.trust, *more)
-    return commands | {"compare": "litcifar-compare outputs"}
+    return commands | {"compare": compare(run_dir)}
 
 
 def how_to(config: TrainConfig, run_dir: Path) -> dict[str, str]:
@@ -88,6 +88,13 @@ def trusting(trust: Sequence[str]) -> list[str]:
 def resume(run_dir: Path, trust: Sequence[str], *more: str) -> str:
     """The command with which a run goes on."""
     return shlex.join(["litcifar-train", f"resume={short(run_dir)}", *trusting(trust), *more])
+
+
+def compare(run_dir: Path) -> str:
+    """The command that lists a run with those beside it: all of `outputs` where it lies below that."""
+    below_outputs = run_dir.absolute().is_relative_to(Path.cwd() / "outputs")
+    folder = "outputs" if below_outputs else str(short(run_dir.parent))
+    return shlex.join(["litcifar-compare", folder if PLAIN.fullmatch(folder) else f"folders=[{quoted(folder)}]"])
 
 
 def _overrides(run_dir: Path) -> list[str] | None:

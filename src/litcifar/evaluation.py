@@ -237,7 +237,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
 def _again(config: EvaluateConfig, path: Path) -> str:
     """The command of an evaluation."""
     given = {"ckpt": path, "split": config.split, "data.root": config.data.root, "data.verify": config.data.verify}
-    given["tta"] = config.tta
+    given |= {"tta": config.tta, "folder": config.folder}
+    given["accelerator"] = None if config.accelerator == "auto" else config.accelerator
     options = [assignment(key, value) for key, value in given.items() if value is not None]
     arguments = [*options, *commands.trusting(config.trust)]
     return shlex.join(["litcifar-evaluate", *arguments])

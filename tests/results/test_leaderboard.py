@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from litcifar.comparison import compare
+from litcifar.config import plain, train_config
 from litcifar.errors import CheckpointError, MachineError
 from litcifar.results.leaderboard import find_runs, rank, table
 from litcifar.results.page import names_of
@@ -108,6 +109,23 @@ def test_keys_without_effect_do_not_split_a_row(tmp_path: Path, key: str, value:
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, config={key: value})
     assert [row.seeds for row in compare([tmp_path])] == [(0, 1)]
+
+
+def test_a_number_is_the_same_with_and_without_a_point(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0, config={"optim.weight_decay": 0})
+    write_run(tmp_path / "b", 1, config={"optim.weight_decay": 0.0})
+    assert [(row.seeds, row.differs) for row in compare([tmp_path])] == [((0, 1), ())]
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
+    config = plain(train_config("model=conv_pool"))
+    for seed, left_out in enumerate(([], ["lookahead", "compile"], ["model.stem_stride", "trainer.num_nodes"])):
+        older = json.loads(json.dumps(config))
+        for key in left_out:
+            group, _, name = key.rpartition(".")
+            del (older[group] if group else older)[name]
+        write_run(tmp_path / str(seed), seed, name="conv", config=older)
+    assert [row.seeds for row in compare([tmp_path])] == [(0, 1, 2)]
 
 
 def test_the_precision_that_auto_chose_splits_a_row(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_space_is_written_in_hydras_words(text: str, found: BaseDistribution) 
         ("augment=none,flop", "unknown augment=flop"),
         ("hydra.sweeper.n_trials=0", "n_trials=0 - input should be greater than or equal to 1"),
         ("optim.lr=0.1 data.batch_size=8 model.dropout=0 augment=none", "nothing is searched - give a key values"),
+        ("trainer=ddp", "a trial of a search is one process - leave out trainer=ddp"),
+        ("tune=lr", "tune=lr is one short run - leave out -m"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused_in_a_line(  # type: ignore[no-untyped-def]
@@ -206,6 +208,17 @@ def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(
     train = outcome.out.split("\ntrain it  ")[1].splitlines()[0]
     assert "nowhere" not in train
     assert f" {tiny[0]} " in train
+
+
+def test_a_machine_that_lacks_what_all_trials_need_ends_a_search(  # type: ignore[no-untyped-def]
+    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    search = [*SEARCH, *tiny, "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
+    outcome = run(TRAIN, *search, "trainer.accelerator=gpu")
+    assert (outcome.code, outcome.err) == (6, "error: accelerator=gpu: none was found - use auto\n")
+    assert "\ngo on     litcifar-train -m sweep=optuna" in outcome.out
+    assert [state for _, state, _ in drawn(tmp_path / "sweep")] == ["RUNNING"]
 
 
 def test_a_study_that_cannot_be_read_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -332,6 +345,8 @@ def test_what_was_found_is_told_with_the_command_that_trains_it(tmp_path: Path) 
     assert Search([best], wanted, ["length=short"], {}).command() == (
         "litcifar-train length=short trainer.max_epochs=25 experiment=keras_cnn"  # the epochs of the one that was found
     )
+    unknown = dataclasses.replace(search, fixed=["experiment=of_mine", "length=short"])  # in a folder of the user's
+    assert unknown.command() is None
     empty = Search([trial(0, TrialState.FAIL)], SPACE, fixed, {})
     assert (empty.words(), empty.command()) == ("optuna: no trial has finished (1 failed)", None)
     assert search_of(tmp_path) is None

@@ -1,5 +1,6 @@
 """The leaderboard of finished runs: seeds of one config become one row, the best mean val/acc comes first."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -15,8 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from litcifar.config import WITHOUT_EFFECT
-from litcifar.errors import CheckpointError, MachineError
+from litcifar.config import WITHOUT_EFFECT, TrainConfig, check, plain
+from litcifar.errors import CheckpointError, ConfigError, MachineError
 from litcifar.keys import flat
 from litcifar.run_folder import FIGURES, FINDER, LAST, METRICS
 
@@ -56,7 +57,10 @@ class Run(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """Return what tells a row from another: data and precision used, config without NOT_COMPARED, by dotted key."""
-        keys = {"fingerprint": self.fingerprint[:8], **flat(self.config)}
+        config = self.config
+        with contextlib.suppress(ConfigError):  # keys that are younger than the run have the values it had without them
+            config = plain(check(config, TrainConfig, complete=False))
+        keys = {"fingerprint": self.fingerprint[:8], **flat(config)}
         if self.precision:
             keys["trainer.precision"] = self.precision
         left_out = tuple(f"{key}." for key in NOT_COMPARED)
@@ -125,7 +129,7 @@ def rank(runs: Iterable[Run]) -> list[Row]:
     namesakes: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         recipe = run.recipe()
-        group = groups.setdefault(json.dumps(recipe, sort_keys=True), {})
+        group = groups.setdefault(json.dumps({key: _given(recipe, key) for key in sorted(recipe)}), {})
         if not group:
             namesakes.setdefault(run.name, []).append(recipe)
         group[run.seed] = run
@@ -228,7 +232,8 @@ def _differing(recipes: list[dict[str, Any]]) -> list[str]:
 def _given(recipe: dict[str, Any], key: str) -> str:
     """The key's value; an absent key counts as null, but for a group of keys, which is none."""
     is_group = key not in recipe and any(other.startswith(f"{key}.") for other in recipe)
-    return "" if is_group else json.dumps(recipe.get(key))
+    value = recipe.get(key)
+    return "" if is_group else json.dumps(float(value) if type(value) is int else value)  # 0 and 0.0 are one
 
 
 def _short(value: object) -> str:

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -65,8 +66,9 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Runs the trials that are missing, those first that were interrupted; what Hydra returned for each.
 
-        Raises ConfigError for a space that cannot be searched, or is not that of the folder's study, MachineError
-        without optuna, DataError where there are no data: no trial is to blame, and each is run when there are.
+        Raises ConfigError for a space that cannot be searched, or is not that of the folder's study, DataError where
+        there are no data, MachineError without what the trials need: none is to blame, and each is run when that is
+        there.
         """
         require("sweep=optuna", "optuna", extra="optuna")
         from optuna.trial import TrialState
@@ -132,7 +134,11 @@ class OptunaSweeper(Sweeper):
             job = [*fixed, *overrides(dict(values), space)]
             composed = self.loader.load_sweep_config(self.master, job)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
+            config = check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
+            if config.tune:
+                raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
+            if config.trainer.strategy == "ddp":
+                raise ConfigError("a trial of a search is one process - leave out trainer=ddp")
 
     def _batches(
         self, study: "Study", settings: Any, space: Mapping[str, "BaseDistribution"]
@@ -276,13 +282,16 @@ class Search:
         )
 
     def command(self) -> str | None:
-        """What trains the best trial's recipe in its full length."""
+        """What trains the best trial's recipe in its full length; None where that cannot be told."""
         if not self.best:
             return None
         shared = [override for override in self.fixed if not override.startswith("sweep=")]
         found = overrides(self.best.params, self.space)
         if "length=short" in shared and not any(override.startswith(f"{EPOCHS}=") for override in [*shared, *found]):
-            full = compose("train", *(override for override in [*shared, *found] if override != "length=short"))
+            try:
+                full = compose("train", *(override for override in [*shared, *found] if override != "length=short"))
+            except HydraException:  # as of an experiment in a folder of the user's own (--config-dir)
+                return None
             shared.append(f"{EPOCHS}={full['trainer']['max_epochs']}")
         return shlex.join(["litcifar-train", *shared, *found])
 
