@@ -214,7 +214,7 @@ def test_hydras_options_may_stand_anywhere(run, tiny: list[str]) -> None:  # typ
         ),
         ("data.val_size=200", "data.val_size=200 leaves nothing of 200 images - choose a smaller one"),
         ("augment.translate=32", "augment.translate=32 cannot reflect images of 32 x 32 - choose less"),
-        ("data.batch_size=149 model=mlp model.batch_norm=true", "no batch may be one image"),
+        ("data.batch_size=149 model=mlp model.batch_norm=true", "leaves one image in an epoch's last batch"),
         ("scheduler=step scheduler.gamma=abc", "gamma=abc should be a number"),
         ("scheduler=step scheduler.step_size=0", "scheduler.step_size and scheduler.T_max are at least 1"),
         ("optim=sgd optim.momentum=-1", "Invalid momentum value: -1 - correct it"),

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as L
@@ -34,7 +35,8 @@ MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augmen
 MUON = (*CNN, "optim=muon", "optim.groups.hidden.lr=0.24")
 LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
 
-MAX_STEPS = ("model=mlp", "model.hidden=[16]", "augment=standard", "trainer.max_steps=30")
+# They end the run amid its third epoch, which has no validation to judge by.
+MAX_STEPS = ("model=mlp", "augment=standard", "early_stopping=1", "scheduler=plateau", "trainer.max_steps=24")
 
 RECIPES = {
     "max_steps": MAX_STEPS,
@@ -363,6 +365,7 @@ def result(folder: Path) -> dict[str, Any]:
 STOPS = [(3, False, 0), (10, False, 0), (14, False, 0), (10, True, 0)]
 MORE = [
     *[("cnn", 30, True, 0), ("mlp_ema", 30, True, 0), ("accumulated", 15, True, 0)],
+    *[("max_steps", 22, False, 0), ("max_steps", 24, False, 0)],
     *[("muon", 3, False, 2), ("mlp_ema", 10, True, 2), ("lookahead", 14, False, 2)],
 ]
 
@@ -440,6 +443,46 @@ def test_early_stopping_and_gradient_clipping_reach_the_trainer(compose: Compose
     overrides = ("model=mlp", "early_stopping=1", "optim.lr=1e-12", "trainer.gradient_clip_val=0.5")
     metrics = training.train(compose(*overrides, "trainer.max_epochs=9"), tmp_path)
     assert metrics["epochs"] == 2  # the accuracy cannot rise
+
+
+def test_an_epoch_that_max_steps_cuts_is_judged_by_no_validation(compose: Compose, tmp_path: Path) -> None:
+    training.train(compose(*MAX_STEPS, "optim.lr=1e-12", "trainer.max_steps=12"), tmp_path)
+    last = weights(tmp_path)
+    (stopping,) = (state for name, state in last["callbacks"].items() if name.startswith("EarlyStopping"))
+    assert (stopping["wait_count"], last["lr_schedulers"][0]["last_epoch"]) == (0, 1)
+
+
+def test_early_stopping_before_min_epochs_only_counts() -> None:
+    def epoch(number: int, accuracy: float) -> bool:
+        trainer.current_epoch = number - 1
+        trainer.callback_metrics = {"val/acc": torch.tensor(accuracy)}
+        stopping._run_early_stopping_check(trainer)
+        return bool(trainer.should_stop)
+
+    trainer: Any = SimpleNamespace(min_epochs=4, should_stop=False, fast_dev_run=False)
+    trainer.strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    stopping = training.EarlyStopping(patience=1)
+    assert [epoch(*pair) for pair in enumerate((0.5, 0.4, 0.3, 0.6, 0.7, 0.6), 1)] == [False] * 5 + [True]
+    resumed = training.EarlyStopping(patience=1)
+    for state, ended in (({"wait_count": 2, "stopped_epoch": 2}, False), (stopping.state_dict(), True)):
+        trainer.should_stop = False
+        resumed.load_state_dict(stopping.state_dict() | state)
+        resumed.on_fit_start(trainer, None)  # type: ignore[arg-type]
+        assert trainer.should_stop is ended
+
+
+def test_a_last_batch_of_one_image_is_refused_before_training_where_batch_norm_cannot_take_it(
+    compose: Compose, tmp_path: Path
+) -> None:
+    norm, one = ("model=mlp", "model.batch_norm=true"), "data.batch_size=149"  # of 150 images
+    with pytest.raises(
+        ConfigError, match=r"data\.batch_size=149 leaves one image in an epoch's last batch, which batch"
+    ):
+        training.train(compose(*norm, one), tmp_path / "refused")
+    accepted = ("data.drop_last=true", "trainer.limit_train_batches=1", "model.batch_norm=false")
+    for number, override in enumerate(accepted):
+        config = compose(*norm, one, override, "trainer.max_epochs=1", "test=false")
+        training.train(config, tmp_path / str(number))
 
 
 def test_ema_is_what_is_saved_and_evaluated(compose: Compose, tmp_path: Path) -> None:
@@ -540,7 +583,8 @@ def test_divergence_stops_within_a_tenth_of_an_epoch_and_keeps_the_good_checkpoi
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
-        *[(recipe, ()) for recipe in RECIPES],
+        *[(recipe, ()) for recipe in RECIPES if recipe != "max_steps"],
+        ("max_steps", ("trainer.max_steps=30",)),  # which ends with an epoch
         ("mlp_ema", ("trainer.check_val_every_n_epoch=2",)),
         ("cnn", ("tta=mirror_translate", "early_stopping=1", "trainer.precision=bf16-mixed")),
     ],
@@ -597,6 +641,8 @@ def test_only_auto_substitutes_and_says_so_everywhere(
     nowhere = ("model=mlp", f"data.root={tmp_path}/nowhere", "data.mirrors=[]", "data.val_size=50")
     with pytest.raises(DataError, match="data=shapes"):
         training.train(compose(*nowhere), tmp_path / "cifar10")
+    with pytest.raises(DataError, match="none of 0 mirrors delivers"):  # the shapes are of other classes
+        training.train(compose("data=auto", *nowhere, "data.classes=[cat,dog]"), tmp_path / "classes")
     metrics = training.train(compose("data=auto", *nowhere), tmp_path / "auto")
     assert metrics["data"] == "shapes"
     assert metrics["substituted"]

@@ -51,7 +51,8 @@ def continued(
         if saved.planned():
             raise ConfigError(f"this run was {saved.planned()} and has no more steps than these - train anew with more")
         for name, state in checkpoint["callbacks"].items():
-            if name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]:
+            ended = name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]
+            if ended and state["stopped_epoch"] + 1 >= (saved.trainer.min_epochs or 0):
                 raise ConfigError("early stopping has ended this run - train anew with a larger early_stopping")
     merged, wanted = plain(saved), plain(config)
     for key in different:

@@ -1,5 +1,6 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
+import copy
 import platform
 import time
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def _train(
     memory.keep_freed()
     if not cuda:
         device.ask_cuda_itself()
-    _check_limits(config, data)
+    _check_limits(config, data, model)
     counts = data.class_counts()
     model.provenance = {
         "format_version": checkpoints.FORMAT_VERSION,
@@ -157,8 +158,8 @@ def _train(
         return metrics
 
 
-def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
-    """Refuses limits that leave no batch of a split, or end the run before its first validation."""
+def _check_limits(config: TrainConfig, data: ImageDataModule, model: ImageClassifier) -> None:
+    """Refuses limits that leave no batch of a split, too few images in one, or end the run before its validation."""
     trainer = config.trainer
     limits = {split: getattr(trainer, f"limit_{split}_batches") for split in ("train", "val", "test")}
     limits["train"] = trainer.overfit_batches or limits["train"]
@@ -184,6 +185,16 @@ def _check_limits(config: TrainConfig, data: ImageDataModule) -> None:
         if not batches[split]:
             key = "overfit_batches" if split == "train" and trainer.overfit_batches else f"limit_{split}_batches"
             raise ConfigError(f"trainer.{key}={limit} leaves no batch - make it larger")
+    is_one = len(data.indices("train")) % data.batch_size == 1 and not data.drop_last
+    if is_one and world == 1 and batches["train"] == data.train_batches:
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).train()(model.example_input_array)
+        except ValueError as error:  # torch's, of batch norm
+            raise ConfigError(
+                f"data.batch_size={data.batch_size} leaves one image in an epoch's last batch, which batch norm cannot "
+                "take - choose another size, or set data.drop_last=true"
+            ) from error
     steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
     if 0 < trainer.max_steps < steps:
         raise ConfigError(
@@ -218,10 +229,24 @@ def _measured(config: TrainConfig, history: History, evaluations: dict[str, Eval
 
 
 class EarlyStopping(L.callbacks.EarlyStopping):
-    """Lightning's own; a run that it has ended stays ended where it is resumed, for another figure or test."""
+    """Lightning's own, on val/acc, after a validation: an epoch that `max_steps` cuts has none.
+
+    A run that it has ended stays ended where it is resumed, for another figure or test. Before `trainer.min_epochs` it
+    only counts; Lightning's would end the run there, whatever has become of the accuracy since.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val/acc", mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+        ended = self.wait_count >= self.patience and self.stopped_epoch + 1 >= (trainer.min_epochs or 0)
+        trainer.should_stop = trainer.should_stop or ended
+
+    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+        before = trainer.should_stop
+        super()._run_early_stopping_check(trainer)
+        if trainer.current_epoch + 1 < (trainer.min_epochs or 0):
+            trainer.should_stop = before
 
 
 def _trainer(
@@ -245,7 +270,7 @@ def _trainer(
     if config.lookahead:
         callbacks.append(Lookahead(config.lookahead))
     if config.early_stopping:
-        callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.early_stopping))
+        callbacks.append(EarlyStopping(config.early_stopping))
     same_file: dict[str, Any] = {"dirpath": run_dir, "enable_version_counter": False, "auto_insert_metric_name": False}
     callbacks += [
         ModelCheckpoint(
@@ -284,7 +309,11 @@ def prepare(config: Config, console: Console, may_fall_back: bool = True) -> tup
     try:
         data.prepare_data()
     except (DataError, MachineError) as error:
-        can_fall_back = isinstance(data, CIFAR10DataModule) and getattr(config.data, "fallback", None) == "shapes"
+        can_fall_back = (
+            isinstance(data, CIFAR10DataModule)
+            and getattr(config.data, "fallback", None) == "shapes"
+            and config.data.classes is None  # the shapes have others
+        )
         if not (may_fall_back and can_fall_back):
             raise
         reason = str(error)

@@ -548,6 +548,20 @@ def test_plateau_scheduler_watches_its_metric(images: Tensor, labels: Tensor, mo
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-30)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "mode"),
+    [
+        ({"monitor": "val/acc"}, "max"),
+        ({"monitor": "train/loss"}, "min"),
+        ({"monitor": "val/acc", "mode": "min"}, "min"),  # as it was asked for
+    ],
+)
+def test_a_plateau_of_accuracy_is_where_it_no_longer_rises(scheduler: dict[str, str], mode: str) -> None:
+    target = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "interval": "epoch"}
+    _, (plateau,) = mlp(scheduler=target | scheduler).recipe(total_steps=10)
+    assert plateau.mode == mode
+
+
 def test_the_accuracy_of_training_needs_no_logits_that_the_next_step_takes_the_place_of(
     images: Tensor, labels: Tensor
 ) -> None:

@@ -33,6 +33,19 @@ class TenClasses(Net):
     def __init__(self):
         super().__init__(num_classes=10)
 
+class Patches(nn.Module):
+    def __init__(self, image_size, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3 * image_size**2, num_classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+class Forgetful(ImageClassifier):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(self.image_size**2 * 3, len(self.classes)))
+
 class Lazy(nn.Module):
     def __init__(self):
         super().__init__()
@@ -103,7 +116,7 @@ def test_a_network_of_one_size_refuses_smaller_images_in_one_line(compose: Compo
         training.train(compose(*own), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Net", "TenClasses", "Lazy", "Linear"])
+@pytest.mark.parametrize("name", ["Net", "TenClasses", "Lazy", "Linear", "Patches"])
 def test_it_is_trained_saved_and_reloaded(
     compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -138,6 +151,7 @@ def test_it_is_trained_saved_and_reloaded(
         ("own_mistake.Net", r"own_mistake\.Net cannot be imported \(ModuleNotFoundError: No module named 'no_such_pac"),
         ("nowhere.Net", r"nowhere\.Net cannot be imported \(ModuleNotFoundError: "),
         ("torch.nn.Identity", "is no Module of"),
+        ("own_nets.Forgetful", r"own_nets\.Forgetful keeps no arguments for its checkpoints - call self\.save_hyperp"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(target: str, message: str) -> None:
@@ -150,6 +164,14 @@ def test_what_does_not_fit_is_told_in_one_line(target: str, message: str) -> Non
 def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"own_nets\.Net: got an unexpected keyword argument 'widht' - correct it"):
         build_own("Net", widht=4)
+
+
+@pytest.mark.parametrize("key", ["seed=3", "image_size=64", "gradient_clip_val=0.5"])
+def test_what_every_network_is_given_is_no_key_of_its_own(compose: Compose, tmp_path: Path, key: str) -> None:
+    own = ["model=own", "model._target_=own_nets.Patches", "trust=[own_nets]", f"+model.{key}"]
+    name = key.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"model\.{key}: the run gives a network its {name} - leave it out"):
+        training.train(compose(*own), tmp_path)
 
 
 def test_its_augmented_and_uint8_batches_are_like_those_of_other_networks(compose: Compose, tmp_path: Path) -> None:

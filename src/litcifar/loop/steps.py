@@ -53,7 +53,7 @@ class Steps(Checkpoint):
         # After its last step an epoch is validated first: a checkpoint in between would go on with the next epoch.
         if trainer.is_last_batch:
             self._check_loss(trainer)
-        elif self._signal(trainer):
+        elif trainer.global_step != trainer.max_steps and self._signal(trainer):  # after the last step the run ends
             self._check_loss(trainer)
             trainer.save_checkpoint(self.run_dir / LAST)
             self._interrupt(trainer)

@@ -167,6 +167,7 @@ class ImageClassifier(L.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self._train_outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._validated = False  # since the last epoch's end; not where trainer.max_steps cuts one
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, H, W, 3]."""
@@ -245,7 +246,7 @@ class ImageClassifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._update_train_metrics()
         self._log(self.train_metrics)
-        validated = (self.trainer.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
+        validated, self._validated = self._validated, False
         for scheduler in self._schedulers("epoch"):
             if isinstance(scheduler, ReduceLROnPlateau):
                 assert self.scheduler is not None
@@ -265,6 +266,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log(self.val_metrics)
+        self._validated = not self.trainer.sanity_checking
 
     def on_test_epoch_end(self) -> None:
         self._log(self.test_metrics)
@@ -305,6 +307,9 @@ class ImageClassifier(L.LightningModule):
             for key, value in self.scheduler.items()
             if key not in ("interval", "monitor")
         }
+        if spec["_target_"] == "torch.optim.lr_scheduler.ReduceLROnPlateau":
+            accuracy = (self.scheduler.get("monitor") or "").endswith("/acc")
+            spec = {"mode": "max" if accuracy else "min", **spec}
         scheduler = build(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             if not self.scheduler.get("monitor"):

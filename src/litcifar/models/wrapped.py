@@ -27,19 +27,28 @@ class Wrapped(ImageClassifier):
 def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: Any) -> ImageClassifier:
     """The network of `spec["_target_"]`: an `ImageClassifier`, or another `nn.Module`, which is `Wrapped`.
 
-    The latter gets those items of `spec` that are no ClassifierOptions, and `num_classes` where it takes that.
+    The latter gets those items of `spec` that are no ClassifierOptions, and `num_classes` and `image_size` where it
+    takes them.
 
-    Raises ConfigError where the class is no such one, is not trusted, or does not fit its arguments or the images.
+    Raises ConfigError where the class is no such one, is not trusted, or does not fit its arguments or the images, or
+    where its checkpoints could not be loaded.
     """
+    if twice := sorted(spec.keys() & options.keys()):
+        raise ConfigError(f"model.{twice[0]}={spec[twice[0]]}: the run gives a network its {twice[0]} - leave it out")
     spec = {**spec, **options}
     target = spec["_target_"]
     kind = class_of(target, nn.Module, trust)
     if issubclass(kind, ImageClassifier):
-        return build(spec, ImageClassifier, trust=trust)
+        classifier = build(spec, ImageClassifier, trust=trust)
+        if not classifier.hparams:
+            raise ConfigError(
+                f"{target} keeps no arguments for its checkpoints - call self.save_hyperparameters() in it"
+            )
+        return classifier
     shared = {key: value for key, value in spec.items() if key in ClassifierOptions.__annotations__}
     own = {key: value for key, value in spec.items() if key not in {*shared, "_target_"}}
-    if "num_classes" in inspect.signature(kind).parameters:
-        own["num_classes"] = len(shared["classes"])
+    given = {"num_classes": len(shared["classes"]), "image_size": shared.get("image_size", 32)}
+    own |= {key: given[key] for key in given if key in inspect.signature(kind).parameters}
     model = Wrapped(build({"_target_": target, **own}, nn.Module, trust=trust), own, **shared)
     try:
         with torch.no_grad():
