@@ -230,6 +230,14 @@ def test_what_early_stopping_has_ended_stays_ended(compose: Compose, tmp_path: P
         training.train(longer, tmp_path, changed=("resume", "trainer.max_epochs"))
 
 
+def test_epochs_are_compared_with_those_of_the_run(compose: Compose, tmp_path: Path) -> None:
+    stop(compose("model=mlp", "trainer.max_epochs=4"), tmp_path, 13)
+    key = "trainer.check_val_every_n_epoch"  # beside the usual two epochs
+    with pytest.raises(ConfigError, match=rf"{key} is larger than trainer\.max_epochs - make it smaller"):
+        training.train(compose(f"resume={tmp_path}", f"{key}=5"), tmp_path, (key,))
+    assert training.train(compose(f"resume={tmp_path}", f"{key}=4"), tmp_path, (key,))["epochs"] == 4
+
+
 def test_a_run_that_goes_on_is_no_longer_a_finished_one(compose: Compose, tmp_path: Path) -> None:
     training.train(compose("model=mlp"), tmp_path)
     longer = compose("model=mlp", "trainer.max_epochs=5", f"resume={tmp_path}")

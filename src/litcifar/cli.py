@@ -381,13 +381,9 @@ def _changed(config: Any, asked: list[str]) -> tuple[str, ...]:
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
     try:
-        missing = OmegaConf.missing_keys(cfg)
-        container = OmegaConf.to_container(cfg, resolve=True)
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_one_line(error)} - correct the reference") from error
-    if missing:
-        raise ConfigError(f"'{sorted(missing)[0]}' is missing - give it: {sorted(missing)[0]}=...")
-    return container  # type: ignore[return-value]
 
 
 def _options_first(arguments: list[str], name: str, bare: str | None) -> list[str]:

@@ -61,7 +61,8 @@ def continued(
             merged[group][names[0]] = wanted[group][names[0]]
         else:
             merged[group] = wanted[group]
-    resumed = check(merged, TrainConfig)
+    resumed = check({**merged, "resume": None}, TrainConfig)  # as a whole, which a run that is to go on need not be
+    resumed = resumed.model_copy(update={"resume": merged["resume"]})
     if checkpoint["epoch"] >= resumed.trainer.max_epochs:
         raise ConfigError(
             f"trainer.max_epochs={resumed.trainer.max_epochs}: '{path}' is of epoch {checkpoint['epoch'] + 1} - "

@@ -3,7 +3,7 @@
 import pytest
 
 from litcifar import config
-from litcifar.config import TrainConfig, check
+from litcifar.config import TrainConfig, check, train_config
 from litcifar.errors import ConfigError
 from tests.conftest import Compose
 
@@ -24,3 +24,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     for part in ("seed=-1", "unknown key 'sede' - did you mean 'seed'?", "model.pool_size=two"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_the_user_has_to_give_is_missing_until_it_is_given() -> None:
+    with pytest.raises(ConfigError, match=r"^'data\.root' is missing - give it: data\.root=\.\.\.$"):
+        train_config("data=image_folder")

@@ -18,3 +18,9 @@ def test_a_file_is_named_by_what_is_written(program: str, overrides: tuple[str, 
     schemas: dict[str, type[Node]] = {"export": ExportConfig, "compare": CompareConfig}
     with pytest.raises(ConfigError, match=message):
         check(compose(program, *overrides), schemas[program])
+
+
+def test_a_home_folder_is_found_in_each_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = check(compose("compare", "folders=['~/outputs',runs]", "csv='~/board.csv'"), CompareConfig)
+    assert (config.folders, config.csv) == (["/home/somebody/outputs", "runs"], "/home/somebody/board.csv")

@@ -88,6 +88,7 @@ def test_a_space_is_written_in_hydras_words(text: str, found: BaseDistribution) 
         ("optim.lr=0.1 data.batch_size=8 model.dropout=0 augment=none", "nothing is searched - give a key values"),
         ("trainer=ddp", "a trial of a search is one process - leave out trainer=ddp"),
         ("tune=lr", "tune=lr is one short run - leave out -m"),
+        ("data=image_folder", "'data.root' is missing - give it: data.root=..."),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused_in_a_line(  # type: ignore[no-untyped-def]

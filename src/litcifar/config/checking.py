@@ -17,14 +17,25 @@ def check(config: Mapping[str, Any], schema: type[Config], complete: bool = True
 
     complete: False where keys that have a default may be missing, as in a checkpoint that is older than they are.
     """
+    given = _given(config)
     try:
-        checked = schema.model_validate(config)
-        problems = [f"'{key}' is missing - give it a value" for key in _left_out(checked)] if complete else []
+        checked = schema.model_validate(given)
+        problems = [_missing(key) for key in _left_out(checked)] if complete else []
     except ValidationError as error:
-        problems = [_problem(dict(detail), config) for detail in error.errors(include_url=False)]
+        problems = [_problem(dict(detail), given) for detail in error.errors(include_url=False)]
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)))
     return checked
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that are `???`: Hydra's mark of those that the user has to give."""
+    values = {key: _given(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    return {key: value for key, value in values.items() if value != "???"}
+
+
+def _missing(key: str) -> str:
+    return f"'{key}' is missing - give it: {key}=..."
 
 
 def _left_out(node: Node, prefix: str = "") -> list[str]:
@@ -58,7 +69,7 @@ def _problem(detail: dict[str, Any], config: Mapping[str, Any]) -> str:
         keys.append(str(step))
     name = ".".join(keys)
     if detail["type"] == "missing":
-        return f"'{name}' is missing - give it a value"
+        return _missing(name)
     if detail["type"] == "extra_forbidden":
         siblings = [".".join([*keys[:-1], key]) for key in parent if key != keys[-1]]
         return f"unknown key '{name}' - {suggestion(name, siblings)}"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from litcifar.config.run import AugmentConfig, Data
-from litcifar.config.values import TTA, Accelerator, Count, Folder, Node, TableFile, Text, Trust, like
+from litcifar.config.values import TTA, Accelerator, Count, Expanded, Folder, Node, TableFile, Text, Trust, like
 
 
 class SearchConfig(Node):
@@ -102,7 +102,7 @@ class CompareConfig(Node):
     class Where(Node):
         root: Folder | None
 
-    folders: Annotated[list[Text], Field(min_length=1)]
-    csv: Annotated[Text, like(r"(?s).*\.csv", "its name has to end in .csv")] | None
+    folders: Annotated[list[Expanded], Field(min_length=1)]
+    csv: Annotated[Expanded, like(r"(?s).*\.csv", "its name has to end in .csv")] | None
     data: Where
     trust: Trust

@@ -267,10 +267,10 @@ class TrainConfig(Node):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        if self.trainer.min_epochs and self.trainer.min_epochs > self.trainer.max_epochs:
-            raise ValueError("trainer.min_epochs is larger than trainer.max_epochs - make it smaller")
-        if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
-            raise ValueError("trainer.check_val_every_n_epoch is larger than trainer.max_epochs - make it smaller")
+        for key in ("min_epochs", "check_val_every_n_epoch"):
+            # The epochs of a run that goes on stand in its checkpoint: `resuming.continued` sees to it.
+            if not self.resume and (getattr(self.trainer, key) or 1) > self.trainer.max_epochs:
+                raise ValueError(f"trainer.{key} is larger than trainer.max_epochs - make it smaller")
         if self.trainer.strategy != "ddp" and (self.trainer.devices != 1 or self.trainer.num_nodes != 1):
             key = "devices" if self.trainer.devices != 1 else "num_nodes"
             value = getattr(self.trainer, key)

@@ -31,6 +31,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 BatchLimit = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+Expanded = Annotated[Text, AfterValidator(os.path.expanduser)]
 Folder = Annotated[Text, AfterValidator(lambda path: str(Path(os.path.expanduser(path)).absolute()))]
 Duration = Annotated[str, like(r"\d+:\d\d:\d\d:\d\d", "write days:hours:minutes:seconds, such as 00:12:00:00")]
 # As a part of a path it stays where it is put.
