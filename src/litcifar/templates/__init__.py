@@ -1,11 +1,13 @@
 """The templates of the pages; whatever is put into them is escaped."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
+@functools.cache  # an answer of the demo takes several
 def template(name: str, **filters: Callable[..., str]) -> Template:
     """A file of this folder, to be rendered; a value that it lacks is an error."""
     loader = PackageLoader("litcifar")
