@@ -1,7 +1,9 @@
-"""A tiny CIFAR-10 on disk, and configurations composed in this process."""
+"""A tiny CIFAR-10 on disk, and configurations composed and console scripts run in this process."""
 
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,18 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from litcifar import cli, running
 from litcifar.config import TrainConfig, train_config
 from litcifar.data.cifar10_files import CLASSES, FOLDER, META_FILE, TEST_FILE, TRAIN_FILES
 
 IMAGES_PER_FILE = 40
 Compose = Callable[..., TrainConfig]
+TRAIN, EVALUATE, COMPARE, LOOK = "train", "evaluate", "compare", "look"
+PREDICT, EXPORT, DEMO = "predict", "export", "demo"
+QUICK = ["logger=none", "figures=false"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +83,42 @@ def compose(tiny_cifar10: Path) -> Compose:
         return train_config(*(base if tiny else []), *overrides)
 
     return compose
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Runs a console script in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(command: str, *arguments: str, full_error: bool = False) -> Outcome:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"litcifar-{command}", *arguments])
+        monkeypatch.setattr(running, "FAILURES", [])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(full_error)))
+        with pytest.raises(SystemExit) as end:
+            getattr(cli, command)()
+        captured = capsys.readouterr()
+        return Outcome(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny(tiny_cifar10: Path) -> list[str]:
+    return [f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "trainer.max_epochs=1", *QUICK]
+
+
+def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = Path(sys.executable).parent / arguments[0]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "TERM": "dumb"}
+    environment.pop("HOME", None)  # as in a container
+    return subprocess.run([path, *arguments[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:

@@ -140,7 +140,7 @@ def test_nothing_of_a_strangers_file_is_run(tmp_path: Path, kind: Callable[[Path
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "x.ckpt"]
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.load", "litcifar.cli.os.system", "torch.optim.SGD"])
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "litcifar.arguments.os.system", "torch.optim.SGD"])
 def test_a_target_in_a_file_is_not_run(run: Path, tmp_path: Path, target: str) -> None:
     known = read(run / "best.ckpt")["litcifar"]
     known["config"]["model"]["_target_"] = target

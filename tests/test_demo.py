@@ -24,7 +24,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from litcifar import cli, training
+from litcifar import cli, running, training
 from litcifar import demo as demo_module
 from litcifar.checkpoints import load
 from litcifar.config import DemoConfig, WhereConfig, check, train_config
@@ -240,7 +240,7 @@ class Served:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.pop("HYDRA_FULL_ERROR", None)
         GlobalHydra.instance().clear()
-        cli.FAILURES.clear()
+        running.FAILURES.clear()
         sys.argv = ["litcifar-demo", *arguments]
         cli.demo()
 

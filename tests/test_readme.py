@@ -18,7 +18,7 @@ from litcifar.config import DemoConfig, train_config
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.models import Wrapped
 from litcifar.prediction import rows_of
-from tests.test_cli import Outcome, run, tiny  # noqa: F401
+from tests.conftest import Outcome
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -54,7 +54,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def done(run, command: list[str], *further: str) -> Outcome:  # type: ignore[no-untyped-def]  # noqa: F811
+def done(run, command: list[str], *further: str) -> Outcome:  # type: ignore[no-untyped-def]
     """A command of the README, with the time of the one run that there is."""
     folders = {str(path.relative_to(Path.cwd())) for path in Path.cwd().glob("outputs/*/*_seed0")}
     arguments = []
@@ -87,8 +87,8 @@ def test_use() -> None:
 
 
 def test_make_it_yours(  # type: ignore[no-untyped-def]
-    run,  # noqa: F811
-    tiny: list[str],  # noqa: F811
+    run,
+    tiny: list[str],
     workplace: Path,
 ) -> None:
     files, commands = section("Make it yours")
@@ -132,8 +132,8 @@ def test_make_it_yours(  # type: ignore[no-untyped-def]
 
 
 def test_use_the_model(  # type: ignore[no-untyped-def]
-    run,  # noqa: F811
-    tiny: list[str],  # noqa: F811
+    run,
+    tiny: list[str],
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -17,7 +17,7 @@ import lightning.pytorch as L
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from litcifar import cli, training
+from litcifar import cli, running, training
 from litcifar.checkpoints import read
 from litcifar.errors import DivergedError, MachineError
 from litcifar.loop.history import History
@@ -84,7 +84,7 @@ def test_a_failed_job_leaves_its_memory_to_the_next(
         return train(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train", measured)
-    monkeypatch.setattr(cli, "FAILURES", [])
+    monkeypatch.setattr(running, "FAILURES", [])
     monkeypatch.chdir(tmp_path)
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["litcifar-train", "-m", "optim.lr=1e36,1e-3", "trainer.max_epochs=1", *tiny])

@@ -17,7 +17,7 @@ from litcifar.models import ImageClassifier
         "torch.load",
         "torch.hub.load",
         "torch.optim.adam.torch.load",
-        "litcifar.cli.os.system",
+        "litcifar.arguments.os.system",
         "litcifar.checkpoints.torch.load",
         "litcifar.models.Nothing",
         "torch.optim",

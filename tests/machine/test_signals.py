@@ -25,7 +25,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from litcifar import cli, run_folder
+from litcifar import cli, run_folder, running
 from litcifar.data import CIFAR10DataModule, cifar10_archive
 from litcifar.data.cifar10_archive import fetch
 from litcifar.data.cifar10_files import FOLDER
@@ -86,7 +86,7 @@ class Run:
             setattr(owner, attribute, self._told(log, name, getattr(owner, attribute)))
         os.environ.pop("HYDRA_FULL_ERROR", None)
         GlobalHydra.instance().clear()
-        cli.FAILURES.clear()
+        running.FAILURES.clear()
         sys.argv = ["litcifar-train", *arguments]
         cli.train()
 
@@ -249,7 +249,7 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(
     arguments: Callable[..., tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     sweep = ("-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", "trainer.max_epochs=1")
-    places = {"in a job": (CIFAR10DataModule, "read"), "between two jobs": (cli.SweepSummary, "on_job_end")}
+    places = {"in a job": (CIFAR10DataModule, "read"), "between two jobs": (running.SweepSummary, "on_job_end")}
     owner, attribute = places[place]
     function = getattr(owner, attribute)
 

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from litcifar import checkpoints, cli, training
+from litcifar import checkpoints, cli, running, training
 from litcifar.comparison import compare
 from litcifar.config import TrainConfig, check, plain
 from litcifar.keys import compose, conf_dir
@@ -276,7 +276,7 @@ def test_a_users_own_sweep_has_no_question(tmp_path: Path, capsys: pytest.Captur
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["litcifar-train", *arguments])
-    monkeypatch.setattr(cli, "FAILURES", [])
+    monkeypatch.setattr(running, "FAILURES", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as end:
         cli.train()

@@ -1,7 +1,5 @@
 """A search: it draws, prunes, fails and goes on, in the words of the command line."""
 
-# ruff: noqa: F811 -- the arguments `run` and `tiny` are the fixtures of those names
-
 import dataclasses
 import re
 import signal
@@ -23,8 +21,7 @@ from litcifar.keys import conf_dir
 from litcifar.run_folder import read_metrics
 from litcifar.search.pruning import Pruning
 from litcifar.search.tuning import Search, distribution, open_study, search_of, trials_of
-from tests.conftest import Compose
-from tests.test_cli import COMPARE, TRAIN, run, tiny  # noqa: F401
+from tests.conftest import COMPARE, TRAIN, Compose
 from tests.test_training import rows
 
 SEARCH = ["-m", "sweep=optuna", "model=mlp", "model.hidden=[8]", "trainer.precision=32-true", "trainer.max_epochs=3"]

@@ -20,7 +20,7 @@ from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from litcifar.errors import ConfigError, require
@@ -43,6 +43,11 @@ LOCKED_SECONDS = 60.0  # how long a job waits while another one writes the file
 def register() -> None:
     """Makes the sweeper known to Hydra, for `hydra.sweeper._target_`."""
     Plugins.instance().class_name_to_class[SWEEPER] = OptunaSweeper
+
+
+def is_trial(settings: Any) -> bool:
+    """Whether a job with these settings of Hydra's is one of a search."""
+    return settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == SWEEPER
 
 
 class OptunaSweeper(Sweeper):
