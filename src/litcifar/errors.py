@@ -62,11 +62,13 @@ class Interrupted(BaseException):
         return str(self.args[0])
 
 
+ONE_VALUE = "Expected more than 1 value per channel"  # torch's words, of batch norm
+
 REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library's error, what it is, what to do
     ("can't allocate memory", MachineError, "choose a smaller network, image size or data.batch_size"),
     ("out of memory", MachineError, "choose a smaller network, image size or data.batch_size"),
     ("DataLoader worker", MachineError, "set data.num_workers=0, or give /dev/shm more space"),
-    ("Expected more than 1 value per channel", ConfigError, "no batch may be one image: change data.batch_size"),
+    (ONE_VALUE, ConfigError, "no batch may be one image: change data.batch_size"),
     ("modulo by zero", ConfigError, "scheduler.step_size and scheduler.T_max are at least 1"),
     ("Tried to step", ConfigError, "give the scheduler total_steps: total_steps"),
     ("does not have a deterministic implementation", ConfigError, "set trainer.deterministic=warn"),

@@ -95,7 +95,8 @@ def _guarded(name: str, job: Callable[[DictConfig], float], cfg: DictConfig) -> 
             try:
                 return job(cfg)
             finally:
-                if handler.number:  # whatever has become of the exception on its way
+                # Whatever has become of the exception on its way, but for submitit's end of a job that is queued again.
+                if handler.number and not isinstance(sys.exception(), SystemExit):
                     signals.raise_interrupted(handler.number)
     except Interrupted as error:  # which Hydra does not catch: the whole sweep stops
         what, _, advice = str(error).partition(" - ")

@@ -24,7 +24,7 @@ from litcifar.console import console as make_console
 from litcifar.console import quiet, short
 from litcifar.data import CIFAR10DataModule, ImageDataModule
 from litcifar.data.turns import limited
-from litcifar.errors import ConfigError, DataError, MachineError, require
+from litcifar.errors import ONE_VALUE, ConfigError, DataError, MachineError, require
 from litcifar.evaluation import Evaluation, evaluate_model
 from litcifar.loop import loggers
 from litcifar.loop.averaging import EMA, Lookahead
@@ -190,11 +190,12 @@ def _check_limits(config: TrainConfig, data: ImageDataModule, model: ImageClassi
         try:
             with torch.no_grad():
                 copy.deepcopy(model).train()(model.example_input_array)
-        except ValueError as error:  # torch's, of batch norm
-            raise ConfigError(
-                f"data.batch_size={data.batch_size} leaves one image in an epoch's last batch, which batch norm cannot "
-                "take - choose another size, or set data.drop_last=true"
-            ) from error
+        except Exception as error:  # of another kind training will tell
+            if ONE_VALUE in str(error):
+                raise ConfigError(
+                    f"data.batch_size={data.batch_size} leaves one image in an epoch's last batch, which batch norm "
+                    "cannot take - choose another size, or set data.drop_last=true"
+                ) from error
     steps = -(-batches["train"] // trainer.accumulate_grad_batches) * trainer.check_val_every_n_epoch
     if 0 < trainer.max_steps < steps:
         raise ConfigError(

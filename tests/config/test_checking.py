@@ -29,3 +29,6 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_what_the_user_has_to_give_is_missing_until_it_is_given() -> None:
     with pytest.raises(ConfigError, match=r"^'data\.root' is missing - give it: data\.root=\.\.\.$"):
         train_config("data=image_folder")
+    own = ("model=own", "model._target_=my.Net", "trust=[my]", "+model.width=???")
+    with pytest.raises(ConfigError, match=r"^'model\.width' is missing - give it: model\.width=\.\.\.$"):
+        train_config(*own)

@@ -1,5 +1,6 @@
 """The device: how many processes there can be, and what compiling needs."""
 
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def test_an_apple_gpu_is_told_as_one(compose: Compose, monkeypatch: pytest.Monke
     assert device.description(device.chosen("gpu")) == "Apple GPU (MPS)"
     config = compose("trainer.accelerator=gpu", "trainer.precision=auto")
     assert device.precision_of(config, cuda=False) == ("32-true", "the usual on MPS")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other capabilities")
+def test_torch_tells_what_the_choice_of_precision_asks() -> None:
+    assert torch.cpu.get_capabilities().keys() >= {"cpu_name", "avx512_bf16", "amx_bf16"}
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_unknown_arguments_are_refused() -> None:
         build_own("Net", widht=4)
 
 
-@pytest.mark.parametrize("key", ["seed=3", "image_size=64", "gradient_clip_val=0.5"])
+@pytest.mark.parametrize("key", ["seed=3", "image_size=64", "gradient_clip_val=0.5", "num_classes=20"])
 def test_what_every_network_is_given_is_no_key_of_its_own(compose: Compose, tmp_path: Path, key: str) -> None:
     own = ["model=own", "model._target_=own_nets.Patches", "trust=[own_nets]", f"+model.{key}"]
     name = key.split("=")[0]

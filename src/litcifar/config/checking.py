@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from litcifar.config.values import Node
 from litcifar.errors import ConfigError
-from litcifar.keys import suggestion
+from litcifar.keys import flat, suggestion
 
 Config = TypeVar("Config", bound=Node)
 
@@ -18,11 +18,12 @@ def check(config: Mapping[str, Any], schema: type[Config], complete: bool = True
     complete: False where keys that have a default may be missing, as in a checkpoint that is older than they are.
     """
     given = _given(config)
+    problems = [_missing(key) for key, value in flat(config).items() if value == "???"]
     try:
         checked = schema.model_validate(given)
-        problems = [_missing(key) for key in _left_out(checked)] if complete else []
+        problems += [_missing(key) for key in _left_out(checked)] if complete else []
     except ValidationError as error:
-        problems = [_problem(dict(detail), given) for detail in error.errors(include_url=False)]
+        problems += [_problem(dict(detail), given) for detail in error.errors(include_url=False)]
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)))
     return checked

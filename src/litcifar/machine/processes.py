@@ -81,14 +81,14 @@ def _wait(
 ) -> None:
     """Until all processes have ended, or one has failed and the others, who may wait for it, have had their time.
 
-    is_to_stop: once it says so, they get SIGTERM.
+    is_to_stop: once it says so, they get submitit's signal.
 
     ProcessException where one of them has ended without an answer.
     """
     last, sent = math.inf, False
     while not processes.join(LOOK_SECONDS, GRACE_SECONDS) and time.monotonic() < last:
         if not sent and is_to_stop():
-            _send(signal.SIGTERM, processes)
+            _send(signal.SIGUSR2, processes)
             sent = True
         _collect(answers, found)
         if not all(isinstance(error, Interrupted) for error in _errors(found)):
@@ -115,8 +115,8 @@ def _process(number: int, function: Any, arguments: Any, count: int, port: int, 
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     answer: Any
     try:
-        with signals.handled(signals.raise_interrupted):
-            signals.unblock()
+        with signals.handled(signals.raise_interrupted) as handler:
+            signals.unblock(handler)
             answer = function(*arguments)
     except (Exception, Interrupted) as error:
         answer = error if isinstance(error, Interrupted) else explained(error)

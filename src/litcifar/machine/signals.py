@@ -68,9 +68,12 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def requeued_later() -> Iterator[Callable[[], bool]]:
-    """Inside, submitit's signal is only noted, which the function tells; at the end its own handler is called."""
+    """Inside, submitit's signal is only noted, which the function tells; if it came, its handler is called at the end.
+
+    submitit alone handles it; Python lets the main thread alone handle signals.
+    """
     own = signal.getsignal(REQUEUE) if REQUEUE else None
-    if not REQUEUE or not callable(own):
+    if not REQUEUE or not callable(own) or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     noted: list[int] = []
@@ -96,11 +99,16 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def unblock() -> None:
+def unblock(handler: Handler) -> None:
     """In a process that was started in `blocked`: from here on it sees the signals, also those that came before.
 
-    Not submitit's, which is for the parent.
+    submitit's stops it too, unless another has: its parent puts the job into the queue again.
     """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not handler.number:
+            handler(number, frame)
+
     if hasattr(signal, "pthread_sigmask"):
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, signal.SIGUSR2))

@@ -27,13 +27,13 @@ class Wrapped(ImageClassifier):
 def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: Any) -> ImageClassifier:
     """The network of `spec["_target_"]`: an `ImageClassifier`, or another `nn.Module`, which is `Wrapped`.
 
-    The latter gets those items of `spec` that are no ClassifierOptions, and `num_classes` and `image_size` where it
-    takes them.
+    The latter gets those items of `spec` that are no ClassifierOptions, `num_classes` where it takes that, and
+    `image_size` where it needs that.
 
     Raises ConfigError where the class is no such one, is not trusted, or does not fit its arguments or the images, or
     where its checkpoints could not be loaded.
     """
-    if twice := sorted(spec.keys() & options.keys()):
+    if twice := sorted(spec.keys() & ({*options, "num_classes"} if options else set())):
         raise ConfigError(f"model.{twice[0]}={spec[twice[0]]}: the run gives a network its {twice[0]} - leave it out")
     spec = {**spec, **options}
     target = spec["_target_"]
@@ -47,8 +47,11 @@ def build_model(spec: Mapping[str, Any], trust: Sequence[str] = (), **options: A
         return classifier
     shared = {key: value for key, value in spec.items() if key in ClassifierOptions.__annotations__}
     own = {key: value for key, value in spec.items() if key not in {*shared, "_target_"}}
-    given = {"num_classes": len(shared["classes"]), "image_size": shared.get("image_size", 32)}
-    own |= {key: given[key] for key in given if key in inspect.signature(kind).parameters}
+    parameters = inspect.signature(kind).parameters
+    if "num_classes" in parameters:
+        own["num_classes"] = len(shared["classes"])
+    if "image_size" in parameters and parameters["image_size"].default is inspect.Parameter.empty:
+        own["image_size"] = shared.get("image_size", 32)
     model = Wrapped(build({"_target_": target, **own}, nn.Module, trust=trust), own, **shared)
     try:
         with torch.no_grad():

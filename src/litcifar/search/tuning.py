@@ -329,7 +329,8 @@ def _keep(study: "Study", space: Mapping[str, "BaseDistribution"], fixed: list[s
 
     from litcifar.config import WITHOUT_EFFECT
 
-    may_differ = {*WITHOUT_EFFECT, "trainer.enable_progress_bar", "trainer.profiler"}  # as in a run that goes on
+    # As in a run that goes on, also on another machine.
+    may_differ = {*WITHOUT_EFFECT, "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler", "logger"}
     new = {key: distribution_to_json(of_key) for key, of_key in space.items()}
     old = study.user_attrs
     before, now = (
