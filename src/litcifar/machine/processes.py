@@ -36,11 +36,11 @@ def run(function: Callable[..., Result], count: int, *arguments: Any) -> Result:
 def _run(
     function: Callable[..., Result], count: int, arguments: tuple[Any, ...], is_to_stop: Callable[[], bool]
 ) -> Result:
-    answers = mp.get_context("spawn").SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with signals.blocked():  # until they can handle them
+    with signals.blocked():  # until they can handle them; a helper of the queue's never sees submitit's
+        answers = mp.get_context("spawn").SimpleQueue()
         work = (function, arguments, count, port, answers)
         processes = mp.start_processes(_process, work, count, join=False, start_method="spawn")
     assert isinstance(processes, ProcessContext)
