@@ -11,7 +11,7 @@ from litcifar.results import sweeps
 from litcifar.results.leaderboard import Row, count, find_runs, rank, table, write_csv
 from litcifar.results.page import ANSWER, SEARCH_CHARTS, answer_chart, search_charts, write_page
 from litcifar.run_folder import METRICS
-from litcifar.search.tuning import search_of
+from litcifar.search.study import search_of
 
 
 def compare(

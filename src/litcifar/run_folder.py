@@ -14,6 +14,7 @@ from litcifar.errors import CheckpointError, ConfigError, InUseError, MachineErr
 BEST, LAST, METRICS, HISTORY, FIGURES = "best.ckpt", "last.ckpt", "metrics.json", "metrics.csv", "figures"
 REPORT, EVALUATION, PREDICTIONS = "report.html", "evaluation", "predictions.csv"
 FINDER = "learning_rate_finder.png"  # all that tune=lr leaves
+MULTIRUN = "multirun.yaml"  # Hydra's name of the configuration in a sweep's folder
 LOCK = ".lock"
 LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they notice, after five seconds
 

@@ -33,7 +33,7 @@ from litcifar.errors import (
 from litcifar.keys import assignment, conf_dir, opened
 from litcifar.machine import ranks, signals
 from litcifar.run_folder import LAST, LOCK, METRICS, claimed
-from litcifar.search import tuning
+from litcifar.search import study, tuning
 
 FAILURES: list[UserError | Interrupted] = []  # of this process: Hydra hands no job's result or error to its caller
 FAILURE_FILE = "error.txt"
@@ -197,7 +197,7 @@ class SweepSummary(Callback):
         if not any(path.is_dir() for path in folder.iterdir()):
             FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
-        if FAILURES and not (folder / tuning.STUDY).is_file():  # a search takes a failed trial for an answer
+        if FAILURES and not (folder / study.STUDY).is_file():  # a search takes a failed trial for an answer
             print(f"go on     {_again(folder)}")
 
 

@@ -21,9 +21,9 @@ from litcifar import checkpoints, cli, running, training
 from litcifar.comparison import compare
 from litcifar.config import TrainConfig, check, plain
 from litcifar.keys import compose, conf_dir
-from litcifar.results import sweeps
 from litcifar.results.leaderboard import find_runs, rank
 from litcifar.results.sweeps import Answer, Question, answer, question_of
+from litcifar.run_folder import MULTIRUN
 from tests.conftest import header
 from tests.results.test_leaderboard import write_run
 
@@ -262,7 +262,7 @@ def test_a_users_own_sweep_has_no_question(tmp_path: Path, capsys: pytest.Captur
     write_run(tmp_path / "a")
     assert question_of(tmp_path) is None
     for content in ("", "- a", "hydra: {callbacks: {summary: {}}}", "hydra: [", "hydra: {runtime: null}"):
-        (tmp_path / sweeps.CONFIG).write_text(content)
+        (tmp_path / MULTIRUN).write_text(content)
         assert question_of(tmp_path) is None
     compare([tmp_path])
     assert (tmp_path / "leaderboard.html").exists()

@@ -13,7 +13,7 @@ from litcifar.results import charts
 from litcifar.results.leaderboard import Row, Run, duration, percent, untested
 from litcifar.results.sweeps import Answer
 from litcifar.run_folder import HISTORY, read_rows
-from litcifar.search.tuning import Search
+from litcifar.search.study import Search
 from litcifar.templates import template
 
 ANSWER = "answer.png"

@@ -20,8 +20,8 @@ from litcifar.errors import ConfigError
 from litcifar.keys import compose, conf_dir, flat
 from litcifar.results.leaderboard import Row, Run, duration, percent
 from litcifar.results.significance import LEVEL, difference
+from litcifar.run_folder import MULTIRUN
 
-CONFIG = "multirun.yaml"  # Hydra's name of the configuration in a sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
@@ -118,7 +118,7 @@ class Answer:
 
 def question_of(folder: Path) -> Question | None:
     """The question that a sweep's folder answers; None where it has none, as a user's own sweep."""
-    config = _read(folder / CONFIG)
+    config = _read(folder / MULTIRUN)
     try:
         hydra = config["hydra"]
         return Question.model_validate({**hydra["callbacks"]["summary"], "name": hydra["runtime"]["choices"]["sweep"]})

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from optuna.trial import Trial, TrialState
 
 from litcifar.errors import Pruned
-from litcifar.search.tuning import open_study
+from litcifar.search.study import open_study
 
 
 class Pruning(Checkpoint):
