@@ -93,7 +93,7 @@ def resume(run_dir: Path, trust: Sequence[str], *more: str) -> str:
 def compare(run_dir: Path) -> str:
     """The command that lists a run with those beside it: all of `outputs` where it lies below that."""
     below_outputs = run_dir.absolute().is_relative_to(Path.cwd() / "outputs")
-    folder = "outputs" if below_outputs else str(short(run_dir.parent))
+    folder = "outputs" if below_outputs else short(run_dir.parent)
     return shlex.join(["litcifar-compare", folder if PLAIN.fullmatch(folder) else f"folders=[{quoted(folder)}]"])
 
 

@@ -25,7 +25,7 @@ from litcifar.config.values import (
     Text,
     Trust,
     Word,
-    like,
+    class_in,
 )
 from litcifar.errors import ConfigError
 from litcifar.keys import compose
@@ -156,10 +156,7 @@ class OptimConfig(Node):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[
-        str,
-        like(r"(torch|litcifar)\.optim\.\w+", "choose a class of torch.optim or litcifar.optim"),
-    ] = Field(alias="_target_")
+    target: Annotated[str, class_in("torch.optim", "litcifar.optim")] = Field(alias="_target_")
     lr: Positive
     groups: dict[ParameterKind, GroupConfig] = Field(default_factory=dict)
 
@@ -169,13 +166,7 @@ class SchedulerConfig(Node):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[
-        str,
-        like(
-            r"(torch\.optim\.lr_scheduler|litcifar\.optim)\.\w+",
-            "choose a class of torch.optim.lr_scheduler or litcifar.optim",
-        ),
-    ] = Field(alias="_target_")
+    target: Annotated[str, class_in("torch.optim.lr_scheduler", "litcifar.optim")] = Field(alias="_target_")
     interval: Literal["step", "epoch"]
     monitor: Literal["train/acc", "train/loss", "val/acc", "val/loss"] | None = None
 
@@ -194,10 +185,7 @@ class AugmentConfig(Node):
 class LoggerConfig(Node):
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[
-        str,
-        like(r"lightning\.pytorch\.loggers\.\w+", "choose a class of lightning.pytorch.loggers"),
-    ] = Field(alias="_target_")
+    target: Annotated[str, class_in("lightning.pytorch.loggers")] = Field(alias="_target_")
 
 
 class TrainerConfig(Node):

@@ -25,6 +25,11 @@ def like(pattern: str, otherwise: str) -> AfterValidator:
     return AfterValidator(matching)
 
 
+def class_in(*packages: str) -> AfterValidator:
+    """The name of a class of one of these packages."""
+    return like(rf"({'|'.join(map(re.escape, packages))})\.\w+", f"choose a class of {' or '.join(packages)}")
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
