@@ -59,8 +59,8 @@ def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
 def _multiplies_bf16_faster() -> bool:
     """Whether the CPU has fast instructions for bf16; where it has to emulate them it is up to ten times as slow.
 
-    Intel's AVX-512 ones are slow too: on an Emerald Rapids whose virtual machine hides AMX, products and convolutions
-    take 1.6 to 2.4 times as long as in float32, where AMD's Zen 4 takes half the time.
+    Intel's AVX-512 ones are slow too: an Emerald Rapids whose virtual machine hides AMX trained convolutional networks
+    1.25 to 1.6 times as fast in float32 (README, Speed). AMX has not been measured.
     """
     can = torch.cpu.get_capabilities()
     avx512 = can.get("avx512_bf16", False) and not can.get("cpu_name", "").startswith("Intel")
