@@ -1,12 +1,14 @@
 """A tiny CIFAR-10 on disk, and configurations composed and console scripts run in this process."""
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of a CPU, also where there is a GPU; before torch is imported
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litcifar import cli, running
 from litcifar.config import TrainConfig, train_config
@@ -133,6 +136,29 @@ def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:
         num_sanity_val_steps=0,
         **options,
     )
+
+
+@contextlib.contextmanager
+def fake_gpu() -> Iterator[torch.device]:
+    """A GPU that computes nothing: its tensors have a shape, a type and a place, and no values.
+
+    What a GPU would have to be waited for, and an operation on tensors of two devices, are errors here. Backward and
+    fused optimizers need a real one.
+    """
+    with (
+        patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        patch("torch.cuda.is_bf16_supported", return_value=True),
+        torch.backends.cudnn.flags(enabled=False),  # of its operations some have no shapes
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        yield torch.device("cuda", 0)
+
+
+def trainer_on(gpu: torch.device) -> L.Trainer:
+    """A trainer that takes a GPU of `fake_gpu` for its own."""
+    trainer = bare_trainer()
+    trainer.strategy._root_device = gpu  # type: ignore[attr-defined]
+    return trainer
 
 
 def header(file: Path) -> str:

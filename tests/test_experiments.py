@@ -1,15 +1,19 @@
 """Each shipped configuration file is composed, built and run, and holds what its header says."""
 
+import itertools
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from litcifar import checkpoints, training
 from litcifar.data import ShapesDataModule
 from litcifar.keys import conf_dir
-from tests.conftest import Compose, header
+from tests.conftest import Compose, fake_gpu, header, trainer_on
 
 GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("[a-z]*.yaml"))]
@@ -73,6 +77,36 @@ def test_experiments_have_their_exact_parameter_counts(compose: Compose, name: s
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     classes = 3 if name == "three_class_mlp" else 10
     assert model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_gpu_is_not_waited_for_in_a_step(compose: Compose, name: str) -> None:
+    config = compose(f"experiment={name}", "++optim.fused=false")
+    data = checkpoints.data_of(config)
+    data.setup()
+    model = training.new_model(config, data)
+    turns = list(itertools.islice(data.train_dataloader().batch_sampler, 2))  # type: ignore[arg-type]
+    with fake_gpu() as gpu, patch("torch.cuda.mem_get_info", return_value=(2**30, 2**30)):
+        data.trainer = trainer_on(gpu)
+        for module in model.modules():
+            for key, buffer in module._buffers.items():
+                module._buffers[key] = None if buffer is None else buffer.to(gpu)
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(parameter.detach().to(gpu), parameter.requires_grad)
+        made = model.recipe(total_steps=10)
+        optimizer = made[0][0] if isinstance(made, tuple) else made
+        fetch = data.train_dataloader().dataset.__getitems__  # type: ignore[attr-defined]
+        for turn in turns:
+            for images_BHWC, labels in data.on_after_batch_transfer(fetch(turn), 0):
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = model.loss(images_BHWC, labels)
+                assert (loss.device, loss.dtype) == (gpu, torch.float32)
+                for parameter in model.parameters():
+                    parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+                optimizer.step()
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
 
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda file: file.stem)

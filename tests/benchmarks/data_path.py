@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/data_path.py data.root=DIR data.verify=false
 
-A pass is an epoch of the training loader: turns in a shuffled order, sent to the device, split into batches of
+A pass is an epoch of the training loader: turns in a shuffled order, on or sent to the device, split into batches of
 `--batch` and augmented there; `none` is the loader alone. Each kind first does a turn untimed. With OMP_NUM_THREADS=1
 it is the time of one core. Memory is the process's peak, Python, torch and Lightning included.
 """
@@ -12,6 +12,7 @@ import resource
 import sys
 from typing import Any
 
+import lightning.pytorch as L
 import measure  # type: ignore[import-not-found]  # it lies beside this file; mypy's name for it begins with `tests.`
 import torch
 
@@ -67,6 +68,7 @@ def main() -> None:
     peaks = {"before": peak_mib()}
     data.prepare_data()
     data.setup()
+    data.trainer = L.Trainer(accelerator=device.type, devices=1, logger=False, enable_checkpointing=False)
     memory.keep_freed()  # as litcifar-train does
     report.content["data"] = f"{data.name} {data.fingerprint[:8]}"
     peaks["after reading"] = peak_mib()

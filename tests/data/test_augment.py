@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from litcifar.data.augment import Augment, _rotate
+from tests.conftest import fake_gpu
 
 EVERYTHING: dict[str, Any] = {
     "flip": "random",
@@ -76,6 +77,15 @@ def test_draws_depend_on_seed_epoch_and_step_alone(options: dict[str, Any]) -> N
     # 2**32 + 1 equals 1 in the lower 32 bits, all that a torch CPU generator looks at
     for other in [(0, 2, 3), (1, 0, 3), (1, 2, 0), (1, 3, 2), (2, 1, 3), (2**32 + 1, 2, 3)]:
         assert not torch.equal(images(*other), first_BHWC), other
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, *ONE_OPTION, {"flip": "alternating"}, {"resolution": {8: 1.0}}])
+def test_a_gpu_augments_its_own_images_and_is_not_waited_for(options: dict[str, Any]) -> None:
+    with fake_gpu() as gpu:
+        images_BHWC, labels_B = (whole.to(gpu) for whole in batch(4))
+        for padding in ("reflect", "zero"):
+            augmented = Augment(padding=padding, **options)(images_BHWC, labels_B, 0, 0, torch.arange(4).to(gpu), 0.5)
+            assert [whole.device for whole in augmented] == [gpu, gpu]
 
 
 def test_leaves_the_global_generators_alone() -> None:

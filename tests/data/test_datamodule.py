@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from litcifar.data import CIFAR10DataModule, cifar10_files
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
-from tests.conftest import bare_trainer
+from tests.conftest import bare_trainer, fake_gpu, trainer_on
 from tests.data.conftest import TEST, TRAIN, VAL, Make, Recorder, epochs, fitted, labels_of, places, same
 
 # Lightning compares the workers with the processors, but the images are in memory.
@@ -285,6 +285,22 @@ def test_drop_last_that_leaves_no_batch_is_refused(make: Make) -> None:
 def test_loader_is_in_a_fixed_order_and_not_augmented(make: Make, files: Arrays) -> None:
     loader = make(augment={"translate": 4}).loader("train")
     assert places(loader, files[0]) == places(loader, files[0]) == places(make().loader("train"), files[0])
+
+
+@pytest.mark.parametrize(("workers", "share", "there"), [(0, 0.25, True), (0, 0.26, False), (2, 0.25, False)])
+def test_a_set_lies_on_the_gpu_where_it_fits_and_no_worker_fetches_it(
+    make: Make, workers: int, share: float, there: bool
+) -> None:
+    data = make(num_workers=workers, batch_size=16)
+    before = data.train_dataloader(), data.val_dataloader()
+    batches = [next(iter(loader.batch_sampler)) for loader in before]  # type: ignore[arg-type]
+    free = TRAIN * (32 * 32 * 3 + 8) / share
+    with fake_gpu() as gpu, patch("torch.cuda.mem_get_info", return_value=(free, free)):
+        data.trainer = trainer_on(gpu)
+        for loader, batch in zip((data.train_dataloader(), data.val_dataloader()), batches, strict=True):
+            assert loader.pin_memory is not there
+            fetched = loader.dataset.__getitems__(batch)  # type: ignore[attr-defined]
+            assert {whole.device.type for whole in fetched[:2]} == {"cuda" if there else "cpu"}
 
 
 # --- Augmentation

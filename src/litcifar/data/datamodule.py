@@ -14,13 +14,15 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from litcifar.config import WORD
 from litcifar.data.augment import Augment
 from litcifar.data.turns import Images, Place, TrainImages, Turns, batches_of_step, limited
 from litcifar.errors import ConfigError, DataError
 from litcifar.machine import signals
+
+GPU_SHARE = 0.25  # of a GPU's free memory, that a set may take
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Batch = tuple[Tensor, Tensor]
@@ -36,7 +38,8 @@ class ImageDataModule(L.LightningDataModule):
     classes: names of the classes to keep, relabelled 0, 1, ... in this order; None keeps all.
     shuffle: a new order every epoch, a function of `seed` and the epoch alone.
     drop_last: leave out an epoch's last, smaller batch.
-    num_workers: processes that fetch batches.
+    num_workers: processes that fetch batches, on a GPU by way of pinned memory. With 0 a set that takes a quarter of
+        the GPU's free memory or less lies there, and batches are fetched without the CPU.
     augment: keyword arguments of `Augment`, applied to training batches on the device; None is none.
     seed: of order and augmentation.
 
@@ -73,7 +76,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augment_options = augment or {}
         self.seed = seed
         self.augment: Augment | None = None
-        self._sets: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._sets: dict[str, tuple[Images, Tensor]] = {}
         self._place = Place()
         self._overfits = False
         self.fingerprint = ""
@@ -118,21 +121,18 @@ class ImageDataModule(L.LightningDataModule):
         order = torch.arange(count)
         if self.split_seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
-        trained = torch.from_numpy(train_images), self._relabelled(train_labels)
-        tested = torch.from_numpy(test_images), self._relabelled(test_labels)
+        trained = Images(torch.from_numpy(train_images), self._relabelled(train_labels))
+        tested = Images(torch.from_numpy(test_images), self._relabelled(test_labels))
         splits = {
-            "train": (*trained, order[: count - held_out]),
-            "val": (*trained, order[count - held_out :]),
-            "test": (*tested, torch.arange(len(test_labels))),
+            "train": (trained, order[: count - held_out]),
+            "val": (trained, order[count - held_out :]),
+            "test": (tested, torch.arange(len(test_labels))),
         }
-        sets = {
-            split: (images, labels, indices[labels[indices] >= 0])
-            for split, (images, labels, indices) in splits.items()
-        }
-        for split, (_, _, indices) in sets.items():
+        sets = {split: (images, indices[images.labels[indices] >= 0]) for split, (images, indices) in splits.items()}
+        for split, (_, indices) in sets.items():
             if not len(indices):
                 raise DataError(f"{split} split of '{self.name}' has no images - change data.val_size or data.classes")
-        count = len(sets["train"][2])
+        count = len(sets["train"][1])
         if self.drop_last and self.batch_size > count:
             raise ConfigError(
                 f"data.batch_size={self.batch_size} is larger than the {count} training images and "
@@ -149,7 +149,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def _all_train_batches(self) -> int:
-        images = len(self._sets["train"][2])
+        images = len(self.indices("train"))
         return images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
 
     @property
@@ -159,8 +159,8 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         # The same batches, again and again.
         self._overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        images, labels, _ = self._sets["train"]
-        return self._loader(TrainImages(images, labels), self._turns(self.trainer), self.num_workers)
+        images, _ = self._sets["train"]
+        return self._loader(images, TrainImages(images), self._turns(self.trainer), self.num_workers)
 
     @property
     def first_step(self) -> int:
@@ -181,8 +181,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def loader(self, split: str) -> DataLoader:
         """Batches of `train`, `val` or `test` in a fixed order, without augmentation."""
-        images, labels, indices = self._sets[split]
-        return self._loader(Images(images, labels), indices.split(self.eval_batch_size), 0)
+        images, indices = self._sets[split]
+        return self._loader(images, images, indices.split(self.eval_batch_size), 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """The augmented batches of a turn; other batches as they are."""
@@ -204,32 +204,29 @@ class ImageDataModule(L.LightningDataModule):
 
     def images(self, split: str, count: int | None = None) -> Tensor:
         """The first `count` images of a split (None: all), in its order, uint8 [N, H, W, 3]."""
-        images, _, indices = self._sets[split]
-        return images[indices[:count]]
+        images, indices = self._sets[split]
+        return images.__getitems__(indices[:count])[0].cpu()
 
     def labels(self, split: str) -> Tensor:
         """The labels of a split, in its order, int64 [N]."""
-        _, labels, indices = self._sets[split]
-        return labels[indices]
+        images, indices = self._sets[split]
+        return images.labels.cpu()[indices]
 
     def indices(self, split: str) -> Tensor:
         """The place of each image of a split in the set's own training files, or test files, int64 [N]."""
-        return self._sets[split][2]
+        return self._sets[split][1]
 
     def first_batch(self) -> Batch:
         """The first batch of a run's first epoch, as the network sees it: augmented."""
         assert self.augment is not None
-        images, labels, _ = self._sets["train"]
         order, epoch, first = next(iter(self._turns(None)))
-        chosen = torch.from_numpy(order[: self.batch_size])
-        images_BHWC, labels_B = Images(images, labels).__getitems__(chosen)
-        return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
+        turn = order[: self.batch_size], epoch, first
+        images_BHWC, labels_B, indices_B, *_ = TrainImages(self._sets["train"][0]).__getitems__(turn)
+        return self.augment(images_BHWC.cpu(), labels_B.cpu(), epoch, first, indices_B.cpu(), progress=0.0)
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """The number of images of each class in each split."""
-        counts = {
-            s: labels[indices].bincount(minlength=len(self.classes)) for s, (_, labels, indices) in self._sets.items()
-        }
+        counts = {split: self.labels(split).bincount(minlength=len(self.classes)) for split in self._sets}
         return {split: dict(zip(self.classes, counts[split].tolist(), strict=True)) for split in counts}
 
     def _check_names(self) -> None:
@@ -259,16 +256,21 @@ class ImageDataModule(L.LightningDataModule):
         return new_label[torch.from_numpy(labels)]
 
     def _turns(self, trainer: L.Trainer | None) -> Turns:
-        indices, counts = self._sets["train"][2], (self.train_batches, self._all_train_batches)
+        indices, counts = self.indices("train"), (self.train_batches, self._all_train_batches)
         return Turns(indices, self.batch_size, *counts, self._order_seed, trainer, self._place if trainer else Place())
 
-    def _loader(self, images: Images, batches: Any, num_workers: int) -> DataLoader:
+    def _loader(self, images: Images, fetched: Dataset, batches: Any, num_workers: int) -> DataLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        if on_gpu and self.num_workers == 0:  # a worker, which is forked, cannot use the GPU
+            device = self.trainer.strategy.root_device  # type: ignore[union-attr]
+            if images.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+                images.move(device)
         return Loader(
-            images,
+            fetched,
             batch_sampler=batches,  # of tensors here, not of lists
             collate_fn=_as_is,  # type: ignore[arg-type]
             num_workers=num_workers,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=on_gpu and not images.rows.is_cuda,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each epoch draws a number from the global one
         )
