@@ -30,8 +30,9 @@ from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
-ACCUMULATED = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "trainer.accumulate_grad_batches=2")
-MLP = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2", "ema=0.9", "augment=standard")
+DROPOUT = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2")
+ACCUMULATED = (*DROPOUT, "trainer.accumulate_grad_batches=2", "trainer.precision=64-true")
+MLP = (*DROPOUT, "ema=0.9", "augment=standard")
 MUON = (*CNN, "optim=muon", "optim.groups.hidden.lr=0.24")
 LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
 

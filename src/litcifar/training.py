@@ -89,6 +89,8 @@ def _train(
     data = checkpoints.data_of(config)
     model = new_model(config, data)
     precision, reason = device.precision_of(config, cuda)
+    if precision == "64-true":  # Lightning would do it only after the weights of a checkpoint
+        model.double()
     data.setup()
     memory.keep_freed()
     if not cuda:
