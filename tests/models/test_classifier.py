@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as L
 import pytest
@@ -18,22 +18,16 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 
-from litcifar.errors import ConfigError
+from litcifar.config import ParameterKind
 from litcifar.models import MLP, ConvPool, ImageClassifier
 from litcifar.models.classifier import RANKS_APART, MeanOfBatches, Normalize
 from tests.conftest import bare_trainer
+from tests.models.conftest import SGD, SIZE, TRIANGULAR, mlp
 
 # Lightning compares the loaders' workers with the processors, but these images are in memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-SIZE = 4  # height and width of the images here, in pixels
-STILL = {"_target_": "torch.optim.SGD", "lr": 0.0}
-
-
-def mlp(**options: Any) -> MLP:
-    torch.manual_seed(0)
-    return MLP(hidden=(5,), image_size=SIZE, **{"optim": STILL, **options})
 
 
 @pytest.fixture
@@ -220,125 +214,11 @@ def test_evaluation_gives_float32_logits_under_autocast(images: Tensor, labels: 
 # --- Optimizer and scheduler
 
 
-def test_optimizer_is_the_one_asked_for() -> None:
-    optimizer = mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.5, "momentum": 0.9}).recipe(1)
-    assert type(optimizer) is torch.optim.SGD
-    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.5, 0.9)
-
-
-def test_optimizer_gets_what_is_not_frozen() -> None:
-    model = ConvPool(widths=(4,), stem="whitened", norm="conv", norm_scale=False)
-    (group,) = model.recipe(1).param_groups
-    frozen = {name for name, p in model.named_parameters() if not any(p is other for other in group["params"])}
-    assert frozen == {"net.1.conv.weight", "net.3.1.weight"}
-
-
-SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
-TRIANGULAR = {"_target_": "litcifar.optim.Triangular", "interval": "step", "total_steps": "total_steps"}
-
-
-def record(**options: Any) -> ConvPool:
-    """A small network with the record networks' layers, and a hidden linear layer."""
-    layers: dict[str, Any] = {"widths": (4, 6), "stem": "whitened", "norm": "conv", "norm_scale": False, "head": (5,)}
-    return ConvPool(**layers, image_size=8, **options)
-
-
-def groups(model: ImageClassifier) -> list[tuple[set[str], float]]:
-    """The parameters' names in each of the optimizer's groups, and the group's learning rate."""
-    recipe = model.recipe(1)
-    optimizer = recipe if isinstance(recipe, torch.optim.Optimizer) else recipe[0][0]
-    names = {parameter: name.removeprefix("net.") for name, parameter in model.named_parameters()}
-    return [({names[p] for p in group["params"]}, group["lr"]) for group in optimizer.param_groups]
-
-
-KINDS = {
-    "stem": {"1.conv.bias"},  # its weight is frozen
-    "norm": {"3.1.bias", "4.1.bias"},
-    "head": {"8.weight", "8.bias"},
-    "hidden": {"3.0.weight", "4.0.weight", "6.weight"},
-    "bias": {"3.0.bias", "4.0.bias", "6.bias"},
-}
-
-
-def test_each_kind_of_parameters_may_have_a_group_of_its_own() -> None:
-    rates = {"bias": 5.0, "hidden": 4.0, "head": 3.0, "norm": 2.0, "stem": 1.0}
-    own = {kind: {"lr": lr} for kind, lr in rates.items()}
-    assert groups(record(optim={**SGD, "groups": own})) == [(KINDS[kind], rates[kind]) for kind in KINDS]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_other_parameters_are_a_group_before_it(kind: str) -> None:
-    others = set().union(*KINDS.values()) - KINDS[kind]
-    own = {kind: {"lr": 2.0}}
-    assert groups(record(optim={**SGD, "groups": own})) == [(others, 0.1), (KINDS[kind], 2.0)]
-
-
-def test_the_last_linear_layer_is_the_head_and_norm_scales_are_norm() -> None:
-    model = mlp(batch_norm=True, optim={**SGD, "groups": {kind: {} for kind in KINDS}})
-    names = [names for names, _ in groups(model)]
-    assert names == [{"2.weight", "2.bias"}, {"4.weight", "4.bias"}, {"1.weight"}, {"1.bias"}]
-
-
-def test_a_group_without_parameters_is_left_out() -> None:
-    own = {"stem": {"lr": 1.0, "until": 0.3}, "norm": {"lr": 2.0}, "hidden": {"lr": 3.0}}
-    logistic_regression = MLP(hidden=(), image_size=SIZE, optim={**SGD, "groups": own})
-    assert groups(logistic_regression) == [({"1.weight", "1.bias"}, 0.1)]
-
-
-def test_a_groups_options_take_precedence_over_the_optimizers() -> None:
-    own = {"head": {"momentum": 0.5, "weight_decay": 0.25}}
-    others, head = mlp(optim={**SGD, "weight_decay": 0.125, "groups": own}).recipe(1).param_groups
-    assert (others["lr"], others["momentum"], others["weight_decay"]) == (0.1, 0.9, 0.125)
-    assert (head["lr"], head["momentum"], head["weight_decay"]) == (0.1, 0.5, 0.25)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"momentun": 0.9}, r"optim\.groups\.head: torch\.optim\.SGD: .*momentun"),
-        ({"lr": -1.0}, r"optim\.groups\.head: torch\.optim\.SGD: Invalid learning rate: -1\.0"),
-        ({"orthogonal": True}, r"optim\.groups\.head: torch\.optim\.SGD: .*orthogonal"),
-        ({"until": 0.5}, r"optim\.groups\.head\.until: .* - set scheduler=triangular"),
-    ],
-)
-@pytest.mark.parametrize("scheduler", [None, {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 3}])
-def test_groups_that_cannot_be_built_are_refused_in_one_line(
-    options: dict[str, Any], message: str, scheduler: dict[str, Any] | None
-) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
-        mlp(optim={**SGD, "groups": {"head": options}}, scheduler=scheduler).recipe(1)
-    assert "\n" not in str(error.value)
-
-
-def test_an_optimizers_own_mistake_is_not_a_groups() -> None:
-    with pytest.raises(ConfigError, match=r"^torch\.optim\.SGD: .*momentun"):
-        mlp(optim={**SGD, "momentun": 0.9, "groups": {"head": {"lr": 1.0}}}).recipe(1)
-
-
-def test_vectors_cannot_be_orthogonalised() -> None:
-    optim = {"_target_": "litcifar.optim.Muon", "lr": 0.1, "groups": {"head": {"orthogonal": True}}}
-    with pytest.raises(ConfigError, match=r"optim\.groups\.head: litcifar\.optim\.Muon: .*two dimensions"):
-        mlp(optim=optim).recipe(1)
-
-
-def test_a_group_may_end_before_the_run() -> None:
-    model = mlp(optim={**SGD, "groups": {"head": {"lr": 1.0, "until": 0.5}}}, scheduler=TRIANGULAR)
-    (optimizer,), (scheduler,) = model.recipe(total_steps=100)
-    rates = []
-    for _ in range(100):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        scheduler.step()
-    assert rates[0] == [pytest.approx(0.02), 0.2]
-    assert rates[23][0] == 0.1
-    assert [step for step, (_, head) in enumerate(rates) if head > 0] == list(range(51))
-
-
-@pytest.mark.parametrize("ending", [{"head"}, set(KINDS)], ids=["one", "all"])
+@pytest.mark.parametrize("ending", [{"head"}, set(get_args(ParameterKind))], ids=["one", "all"])
 def test_a_group_that_has_ended_gets_no_gradients_where_others_go_on(
     images: Tensor, labels: Tensor, ending: set[str]
 ) -> None:
-    own = {kind: {"until": 0.5} if kind in ending else {} for kind in KINDS}
+    own = {kind: {"until": 0.5} if kind in ending else {} for kind in get_args(ParameterKind)}
     model, gradients = mlp(optim={**SGD, "groups": own}, scheduler=TRIANGULAR), Counter[str]()
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: gradients.update([name]))
@@ -346,21 +226,6 @@ def test_a_group_that_has_ended_gets_no_gradients_where_others_go_on(
     head = 7 if ending == {"head"} else 12  # steps; after six the factor is `end`
     assert trainer.global_step == 12
     assert gradients == {"net.1.weight": 12, "net.1.bias": 12, "net.3.weight": head, "net.3.bias": head}
-
-
-@pytest.mark.parametrize(
-    ("optim", "fused"),
-    [
-        ({"_target_": "torch.optim.Adam"}, True),
-        ({"_target_": "torch.optim.AdamW"}, True),
-        ({"_target_": "torch.optim.SGD"}, True),
-        ({"_target_": "torch.optim.SGD", "fused": False}, False),
-        ({"_target_": "torch.optim.SGD", "foreach": True}, None),
-        ({"_target_": "torch.optim.RMSprop", "alpha": 0.9}, None),
-    ],
-)
-def test_optimizers_are_fused_where_they_can(optim: dict[str, Any], fused: bool | None) -> None:
-    assert mlp(optim={"lr": 0.1, **optim}).recipe(1).defaults.get("fused") is fused
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -474,33 +339,6 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert not any(torch.equal(a, b) for a, b in zip(untrained, resumed.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "optim",
-    [
-        {"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9},
-        {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": -1.0},
-        {"_target_": "torch.optim.SDG", "lr": 0.1},
-        {"_target_": "torch.optim.lr_scheduler.StepLR", "lr": 0.1},
-    ],
-    ids=["unknown_keyword", "value", "unknown_name", "no_optimizer"],
-)
-def test_optimizer_that_cannot_be_built_is_refused_in_one_line(optim: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=optim["_target_"]) as error:
-        mlp(optim=optim).recipe(1)
-    assert "\n" not in str(error.value)
-
-
-def test_unknown_keyword_of_an_optimizer_is_named() -> None:
-    with pytest.raises(ConfigError, match="momentun"):
-        mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9}).recipe(1)
-
-
-def test_unknown_keyword_of_a_scheduler_is_named() -> None:
-    scheduler = {"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "epoch", "step_size": 3, "gama": 0.1}
-    with pytest.raises(ConfigError, match="gama"):
-        mlp(scheduler=scheduler).recipe(1)
-
-
 ONE_CYCLE = {
     "_target_": "torch.optim.lr_scheduler.OneCycleLR",
     "max_lr": 0.1,
@@ -546,20 +384,6 @@ def test_plateau_scheduler_watches_its_metric(images: Tensor, labels: Tensor, mo
     model = mlp(optim={"_target_": "torch.optim.SGD", "lr": 1e-30}, scheduler=scheduler)  # nothing improves
     run = fit(model, images, labels, epochs=3)
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-30)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "mode"),
-    [
-        ({"monitor": "val/acc"}, "max"),
-        ({"monitor": "train/loss"}, "min"),
-        ({"monitor": "val/acc", "mode": "min"}, "min"),  # as it was asked for
-    ],
-)
-def test_a_plateau_of_accuracy_is_where_it_no_longer_rises(scheduler: dict[str, str], mode: str) -> None:
-    target = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "interval": "epoch"}
-    _, (plateau,) = mlp(scheduler=target | scheduler).recipe(total_steps=10)
-    assert plateau.mode == mode
 
 
 def test_the_accuracy_of_training_needs_no_logits_that_the_next_step_takes_the_place_of(
@@ -648,9 +472,3 @@ def test_checkpoint_is_read_without_hydra(
     fresh = getattr(importlib.import_module("litcifar.models"), name)
     assert fresh is not type(model)
     assert torch.equal(fresh.load_from_checkpoint(path, weights_only=True).eval()(images), model(images))
-
-
-def test_a_plateau_schedule_needs_a_metric_to_watch() -> None:
-    scheduler = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "interval": "epoch", "monitor": None}
-    with pytest.raises(ConfigError, match=r"scheduler\.monitor"):
-        MLP(hidden=[], scheduler=scheduler).recipe(total_steps=10)

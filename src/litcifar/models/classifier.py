@@ -5,7 +5,7 @@ Shape suffixes: B batch, H height, W width, C channels, K classes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 import lightning.pytorch as L
 import torch
@@ -19,13 +19,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from litcifar.config import ParameterKind, build
+from litcifar.config import ParameterKind
 from litcifar.data.cifar10_files import CLASSES
-from litcifar.errors import ConfigError, DataError
+from litcifar.errors import DataError
 from litcifar.machine import ranks
+from litcifar.models.recipe import build_optimizer, build_scheduler
 
 RANKS_APART = 2_654_435_761  # seeds of processes: a CPU's generator takes the last 32 bits of one
-FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # one kernel for the whole step, on CPU and GPU
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -299,26 +299,10 @@ class ImageClassifier(L.LightningModule):
 
         total_steps: the number of the scheduler's steps in the whole run.
         """
-        optimizer = self._optimizer()
+        optimizer = build_optimizer(self.optim, self.scheduler, self.parameters(), self.parameter_kinds())
         if self.scheduler is None:
             return optimizer
-        spec = {
-            key: total_steps if value == "total_steps" else value
-            for key, value in self.scheduler.items()
-            if key not in ("interval", "monitor")
-        }
-        if spec["_target_"] == "torch.optim.lr_scheduler.ReduceLROnPlateau":
-            accuracy = (self.scheduler.get("monitor") or "").endswith("/acc")
-            spec = {"mode": "max" if accuracy else "min", **spec}
-        scheduler = build(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            if not self.scheduler.get("monitor"):
-                raise ConfigError("scheduler: ReduceLROnPlateau watches a metric - set scheduler.monitor=val/loss")
-            if self.scheduler.get("interval") == "step":
-                raise ConfigError(
-                    "scheduler: ReduceLROnPlateau is stepped once an epoch - set scheduler.interval=epoch"
-                )
-        return [optimizer], [scheduler]
+        return [optimizer], [build_scheduler(self.scheduler, optimizer, total_steps)]
 
     def parameter_kinds(self) -> dict[nn.Parameter, ParameterKind]:
         """The kind of each parameter, for the optimizer's groups.
@@ -337,41 +321,6 @@ class ImageClassifier(L.LightningModule):
                 elif isinstance(layer, nn.Linear | nn.Conv2d):
                     kinds[parameter] = "hidden" if name == "weight" else "bias"
         return kinds
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """A group for all parameters, but for the kinds in `optim.groups`: these follow, in ParameterKind's order."""
-        spec = {key: value for key, value in self.optim.items() if key != "groups"}
-        if spec["_target_"] in FUSED and spec.keys().isdisjoint({"foreach", "differentiable"}):
-            spec = {"fused": True, **spec}
-        kinds, own_options = self.parameter_kinds(), self.optim.get("groups", {})
-        members: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("other", *get_args(ParameterKind))}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                kind = kinds.get(parameter, "other")
-                members[kind if kind in own_options else "other"].append(parameter)
-        groups = [
-            self._group(kind, spec, own_options.get(kind, {}), parameters)
-            for kind, parameters in members.items()
-            if parameters
-        ]
-        optimizer = build(spec, torch.optim.Optimizer, groups)
-        # Else Lightning does not clip gradients for a fused optimizer, which would unscale those of float16 itself.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
-
-    def _group(
-        self, kind: str, spec: dict[str, Any], own_options: dict[str, Any], parameters: list[nn.Parameter]
-    ) -> dict[str, Any]:
-        until = {key: value for key, value in own_options.items() if key == "until" and value != 1}
-        if until and (self.scheduler or {}).get("_target_") != "litcifar.optim.Triangular":
-            raise ConfigError(f"optim.groups.{kind}.until: no other schedule ends early - set scheduler=triangular")
-        options = {key: value for key, value in own_options.items() if key != "until"}
-        try:
-            # An optimizer refuses what torch lets pass in a group: unknown options and values out of range.
-            (group,) = build(spec | options, torch.optim.Optimizer, parameters).param_groups
-        except ConfigError as error:
-            raise ConfigError(f"optim.groups.{kind}: {error}" if options else str(error)) from error
-        return group | until
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._update_train_metrics()
