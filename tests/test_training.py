@@ -17,9 +17,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from litcifar import config as configuration
 from litcifar import training
-from litcifar.config import EvaluateConfig, TrainConfig, check, plain
+from litcifar.config import TrainConfig, plain
 from litcifar.data import ShapesDataModule
 from litcifar.data.turns import Turns
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
@@ -28,6 +27,7 @@ from litcifar.loop import history
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import read_metrics
 from tests.conftest import Compose
+from tests.test_evaluation import config as evaluation
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
 DROPOUT = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2")
@@ -191,8 +191,7 @@ def test_a_share_of_an_epoch_is_the_run_that_the_same_number_of_batches_is(compo
 def test_a_run_that_overfits_some_batches_is_validated_on_all_images(compose: Compose, tmp_path: Path) -> None:
     some = ("trainer.overfit_batches=1", "data.eval_batch_size=10", "test=false", "tta=mirror")
     metrics = training.train(compose("model=mlp", *some), tmp_path)  # with tta it is evaluated once more
-    asked = configuration.compose("evaluate", f"ckpt={tmp_path}", "split=val", "figures=false", "tta=none")
-    (answer,) = evaluate(check(asked, EvaluateConfig))
+    (answer,) = evaluate(evaluation(tmp_path, "split=val", "tta=none"))
     assert len(answer.labels_N) == 50
     assert (answer.acc, answer.loss) == (metrics["val/acc"], metrics["val/loss"])
 
@@ -216,8 +215,7 @@ def test_averages_of_weights_of_another_precision(
         getattr(torch, {"bf16-true": "bfloat16", "64-true": "float64"}[precision]),
     )
     assert not torch.equal(average.to(last.dtype), last)
-    asked = configuration.compose("evaluate", f"ckpt={tmp_path}", "split=val", "figures=false")
-    (result_of_best,) = evaluate(check(asked, EvaluateConfig))
+    (result_of_best,) = evaluate(evaluation(tmp_path, "split=val"))
     assert (result_of_best.acc, result_of_best.loss) == (metrics["val/acc"], metrics["val/loss"])
 
 
@@ -597,8 +595,7 @@ def test_every_kept_checkpoint_gives_the_figures_it_was_kept_for(
     known = {int(row["epoch"]): row for row in rows(tmp_path) if row["val/acc"]}
     for name in ("best.ckpt", "last.ckpt"):
         epoch = weights(tmp_path, name)["epoch"] + 1
-        asked = configuration.compose("evaluate", f"ckpt={tmp_path}/{name}", "split=val", "figures=false")
-        (answer,) = evaluate(check(asked, EvaluateConfig))
+        (answer,) = evaluate(evaluation(tmp_path / name, "split=val"))
         assert (str(answer.acc), str(answer.loss)) == (known[epoch]["val/acc"], known[epoch]["val/loss"])
         if name == "best.ckpt":
             assert (answer.acc, answer.loss, answer.tta_acc) == tuple(

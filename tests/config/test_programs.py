@@ -2,7 +2,8 @@
 
 import pytest
 
-from litcifar.config import CompareConfig, ExportConfig, Node, check, compose
+from litcifar.config import CompareConfig, ExportConfig, check, compose
+from litcifar.config.values import Node
 from litcifar.errors import ConfigError
 
 

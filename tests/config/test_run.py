@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from litcifar import config
-from litcifar.config import ConvPoolConfig, MLPConfig, Node, TrainConfig, TrainerConfig, plain
+from litcifar.config import TrainConfig, plain, run
+from litcifar.config.values import Node
 from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule
 from litcifar.data.augment import Augment
 from litcifar.errors import ConfigError
@@ -26,7 +27,7 @@ def fields(node: type[Node]) -> set[str]:
     return set(node.model_fields) - {"target", "fallback"}
 
 
-@pytest.mark.parametrize(("schema", "built"), [(MLPConfig, MLP), (ConvPoolConfig, ConvPool)])
+@pytest.mark.parametrize(("schema", "built"), [(run.MLPConfig, MLP), (run.ConvPoolConfig, ConvPool)])
 def test_a_model_takes_exactly_the_keys_of_its_schema(schema: type[Node], built: type) -> None:
     own = set(inspect.signature(built).parameters) | set(get_type_hints(ClassifierOptions))
     assert fields(schema) == own - FILLED_IN - {"classes", "image_size"}
@@ -35,9 +36,9 @@ def test_a_model_takes_exactly_the_keys_of_its_schema(schema: type[Node], built:
 @pytest.mark.parametrize(
     ("schema", "built"),
     [
-        (config.CIFAR10Config, CIFAR10DataModule),
-        (config.ShapesConfig, ShapesDataModule),
-        (config.ImageFolderConfig, ImageFolderDataModule),
+        (run.CIFAR10Config, CIFAR10DataModule),
+        (run.ShapesConfig, ShapesDataModule),
+        (run.ImageFolderConfig, ImageFolderDataModule),
     ],
 )
 def test_a_data_module_takes_exactly_the_keys_of_its_schema(schema: type[Node], built: type) -> None:
@@ -46,7 +47,7 @@ def test_a_data_module_takes_exactly_the_keys_of_its_schema(schema: type[Node], 
 
 
 def test_augment_takes_exactly_the_keys_of_its_schema() -> None:
-    assert fields(config.AugmentConfig) == set(inspect.signature(Augment).parameters) - FILLED_IN
+    assert fields(run.AugmentConfig) == set(inspect.signature(Augment).parameters) - FILLED_IN
 
 
 def test_every_flag_of_the_trainer_is_a_key_or_filled_in() -> None:
@@ -57,7 +58,7 @@ def test_every_flag_of_the_trainer_is_a_key_or_filled_in() -> None:
     senseless_here |= {"barebones", "inference_mode", "limit_predict_batches", "min_steps", "enable_autolog_hparams"}
     senseless_here |= {"model_registry"}
     all_flags = set(inspect.signature(L.Trainer).parameters)
-    assert fields(TrainerConfig) | ours | of_several_processes | senseless_here == all_flags
+    assert fields(run.TrainerConfig) | ours | of_several_processes | senseless_here == all_flags
 
 
 def test_the_default_configuration_is_complete(compose: Compose) -> None:

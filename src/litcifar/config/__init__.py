@@ -15,44 +15,24 @@ from litcifar.config.programs import (
     SearchConfig,
     WhereConfig,
 )
-from litcifar.config.run import (
-    WITHOUT_EFFECT,
-    AugmentConfig,
-    CIFAR10Config,
-    ConvPoolConfig,
-    ImageFolderConfig,
-    MLPConfig,
-    ShapesConfig,
-    TrainConfig,
-    TrainerConfig,
-    shapes_like,
-    train_config,
-)
-from litcifar.config.values import TTA, WORD, Node, ParameterKind, Precision, Word
+from litcifar.config.run import WITHOUT_EFFECT, TrainConfig, shapes_like, train_config
+from litcifar.config.values import TTA, WORD, ParameterKind, Precision, Word
 from litcifar.keys import compose
 
 __all__ = [
     "TTA",
     "WITHOUT_EFFECT",
     "WORD",
-    "AugmentConfig",
-    "CIFAR10Config",
     "CompareConfig",
-    "ConvPoolConfig",
     "DemoConfig",
     "EvaluateConfig",
     "ExportConfig",
-    "ImageFolderConfig",
     "LookConfig",
-    "MLPConfig",
-    "Node",
     "ParameterKind",
     "Precision",
     "PredictConfig",
     "SearchConfig",
-    "ShapesConfig",
     "TrainConfig",
-    "TrainerConfig",
     "WhereConfig",
     "Word",
     "build",
