@@ -1,11 +1,13 @@
 """A tiny CIFAR-10 on disk, and configurations composed and console scripts run in this process."""
 
 import contextlib
+import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -93,8 +95,11 @@ class Outcome:
         self.code, self.out, self.err = code, out, err
 
 
+Run = Callable[..., Outcome]
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs a console script in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -122,6 +127,20 @@ def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "TERM": "dumb"}
     environment.pop("HOME", None)  # as in a container
     return subprocess.run([path, *arguments[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def run_forked(command: str, arguments: Sequence[str], output: str) -> None:
+    """Runs a console script in a process forked from this one; what it prints is in the files `output` + out, err."""
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{output}{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), line_buffering=True) for n in (1, 2))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    GlobalHydra.instance().clear()
+    running.FAILURES.clear()
+    sys.argv = [f"litcifar-{command}", *arguments]
+    getattr(cli, command)()
 
 
 def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from litcifar.arguments import composition_error
 from litcifar.config import TrainConfig
 from litcifar.keys import compose, conf_dir, flat
-from tests.conftest import TRAIN, script
+from tests.conftest import TRAIN, Run, script
 
 MISTAKES = {
     "seedd=1": "unknown key 'seedd' - did you mean 'seed'?",
@@ -95,7 +95,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path: Path, mistake: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, mistake: str) -> None:
     outcome = run(TRAIN, mistake)
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
@@ -120,7 +120,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path: Path, mistake: str
         ),
     ],
 )
-def test_a_mistake_is_answered_with_what_to_write(run, arguments: list[str], answer: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_is_answered_with_what_to_write(run: Run, arguments: list[str], answer: str) -> None:
     outcome = run(TRAIN, *arguments)
     assert outcome.code == 2
     assert outcome.err.startswith(answer)
@@ -129,21 +129,21 @@ def test_a_mistake_is_answered_with_what_to_write(run, arguments: list[str], ans
 @pytest.mark.parametrize(
     "argument", [f"data.classes=[{','.join(f'class{n}' for n in range(99))}]", "resume=~nobody/run"]
 )
-def test_what_no_file_can_be_called_is_a_line_too(run, argument: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_no_file_can_be_called_is_a_line_too(run: Run, argument: str) -> None:
     outcome = run(TRAIN, "model=mlp", "data=shapes", argument)
     assert outcome.code in (2, 4)
     assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1
 
 
-def test_hydras_options_may_stand_anywhere(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_hydras_options_may_stand_anywhere(run: Run, tiny: list[str]) -> None:
     outcome = run(TRAIN, "model=mlp", "--cfg", "job", "seed=3")
     assert outcome.code == 0
     assert "seed: 3" in outcome.out
 
 
 @pytest.mark.parametrize("asked", ["resume=run", "resume=run,other"])
-def test_a_sweep_does_not_go_on_with_a_run(run, asked: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_sweep_does_not_go_on_with_a_run(run: Run, asked: str) -> None:
     outcome = run(TRAIN, "-m", asked, "trainer.max_epochs=2,3")
     assert outcome.code == 2
     assert outcome.err == f"error: {asked}: a resumed run goes on in its own folder - leave out -m\n"
@@ -155,19 +155,19 @@ def test_a_launcher_without_its_package_is_named_with_how_to_install_it() -> Non
 
 
 @pytest.mark.parametrize("mistake", ["model=conv_pool,resnet", "optim.lrr=1,2", "model=mlp,conv_pool optim.lrr=1"])
-def test_a_sweep_with_a_mistake_is_refused_before_its_first_job(run, tmp_path: Path, mistake: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_sweep_with_a_mistake_is_refused_before_its_first_job(run: Run, tmp_path: Path, mistake: str) -> None:
     outcome = run(TRAIN, "-m", *mistake.split())
     assert outcome.code == 2
     assert outcome.err.startswith("error: unknown ")
     assert not list(tmp_path.rglob("*seed*"))
 
 
-def test_a_key_of_another_family_is_explained_by_the_chosen_one(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_of_another_family_is_explained_by_the_chosen_one(run: Run) -> None:
     outcome = run(TRAIN, "model=mlp", "model.hiden=[3]")
     assert "did you mean 'model.hidden'?" in outcome.err
 
 
-def test_resume_goes_on_in_the_same_folder(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_resume_goes_on_in_the_same_folder(run: Run, tiny: list[str], tmp_path: Path) -> None:
     run(TRAIN, "model=mlp", *tiny)
     (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
     overrides = (folder / ".hydra" / "overrides.yaml").read_text()
@@ -233,8 +233,8 @@ def has_effect(override: str, config: TrainConfig) -> bool:
 
 
 @pytest.mark.parametrize(("count", "seed"), [(25, 0), pytest.param(300, 1, marks=pytest.mark.slow)])
-def test_whatever_is_written_is_refused_in_one_line_or_has_its_effect(  # type: ignore[no-untyped-def]
-    run, monkeypatch: pytest.MonkeyPatch, count: int, seed: int
+def test_whatever_is_written_is_refused_in_one_line_or_has_its_effect(
+    run: Run, monkeypatch: pytest.MonkeyPatch, count: int, seed: int
 ) -> None:
     configs: list[TrainConfig] = []
 

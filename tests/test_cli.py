@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from litcifar.keys import compose, conf_dir, flat
-from tests.conftest import COMPARE, DEMO, EVALUATE, EXPORT, LOOK, PREDICT, TRAIN, script
+from tests.conftest import COMPARE, DEMO, EVALUATE, EXPORT, LOOK, PREDICT, TRAIN, Run, script
 from tests.test_training import result, same
 
 
-def test_a_choice_that_sets_many_keys_is_a_change_of_a_resumed_run(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_choice_that_sets_many_keys_is_a_change_of_a_resumed_run(run: Run, tiny: list[str], tmp_path: Path) -> None:
     first = ["model=mlp", "trainer.max_epochs=1", "hydra.run.dir=a"]
     assert run(TRAIN, *tiny, *first).code == 0
     for choice, message in (("regularisation=l2", "optim.weight_decay="), ("experiment=numpy_mlp", "name=numpy_mlp")):
@@ -47,8 +47,8 @@ def test_a_choice_that_sets_many_keys_is_a_change_of_a_resumed_run(run, tiny: li
         ("scheduler=plateau scheduler.interval=step", "ReduceLROnPlateau"),
     ],
 )
-def test_a_value_that_only_the_data_or_torch_can_judge_is_refused_before_an_epoch(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, override: str, answer: str
+def test_a_value_that_only_the_data_or_torch_can_judge_is_refused_before_an_epoch(
+    run: Run, tiny: list[str], tmp_path: Path, override: str, answer: str
 ) -> None:
     outcome = run(TRAIN, *tiny, "data.batch_size=15", *override.split())
     assert outcome.code == 2
@@ -58,7 +58,7 @@ def test_a_value_that_only_the_data_or_torch_can_judge_is_refused_before_an_epoc
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_the_values_of_a_question_may_all_be_given_beside_it(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_values_of_a_question_may_all_be_given_beside_it(run: Run, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(
         "# @package _global_\nhydra: {callbacks: {summary: {question: 'Which?', axis: model.hidden}}}\n"
@@ -69,8 +69,8 @@ def test_the_values_of_a_question_may_all_be_given_beside_it(run, tiny: list[str
     assert "cannot be told from it with 2 seeds" in outcome.out
 
 
-def test_a_slurm_allocation_of_several_tasks_changes_nothing(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_slurm_allocation_of_several_tasks_changes_nothing(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +79,7 @@ def test_a_slurm_allocation_of_several_tasks_changes_nothing(  # type: ignore[no
     assert run(EVALUATE, "ckpt=run", "figures=false").code == 0
 
 
-def test_the_commands_that_are_told_can_be_run_whatever_the_folder_is_called(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_the_commands_that_are_told_can_be_run_whatever_the_folder_is_called(run: Run, tiny: list[str]) -> None:
     outcome = run(TRAIN, *tiny, "model=mlp", "hydra.run.dir='größen (2)/lr=0.1'", "trainer.max_epochs=1")
     assert outcome.code == 0, outcome.err
     (line,) = (line for line in outcome.out.splitlines() if line.startswith("evaluate"))
@@ -92,7 +92,7 @@ def test_the_commands_that_are_told_can_be_run_whatever_the_folder_is_called(run
     assert run(COMPARE, *arguments).code == 0
 
 
-def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_inside_an_experiment_file_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nsede: 1\nmodel: {widht: 3}\n")
     outcome = run(TRAIN, "--config-dir", str(tmp_path), "experiment=typo")
@@ -101,7 +101,7 @@ def test_a_mistake_inside_an_experiment_file_is_refused(run, tmp_path: Path) -> 
     assert "unknown key 'model.widht' - did you mean 'model.widths'?" in outcome.err
 
 
-def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_missing_and_foreign_checkpoints_are_exit_code_4(run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     for missing in ("nowhere.ckpt", "https://example.org/x.ckpt", "/", "/dev/zero"):
         assert run(EVALUATE, f"ckpt={missing}").code == 4
@@ -118,14 +118,14 @@ def test_missing_and_foreign_checkpoints_are_exit_code_4(run, tmp_path: Path) ->
     assert run(COMPARE, "nowhere").code == 4
 
 
-def test_a_mistake_in_an_evaluation_is_exit_code_2(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_in_an_evaluation_is_exit_code_2(run: Run) -> None:
     for mistake, message in {"tta=flip": "tta=flip - input should be", "ttaa=mirror": "did you mean 'tta'?"}.items():
         outcome = run(EVALUATE, "ckpt=nowhere.ckpt", mistake)
         assert outcome.code == 2
         assert message in outcome.err
 
 
-def test_an_evaluation_whose_folder_cannot_be_written_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_evaluation_whose_folder_cannot_be_written_is_exit_code_6(run: Run, tiny: list[str], tmp_path: Path) -> None:
     run(TRAIN, "model=mlp", *tiny, "hydra.run.dir=run")
     (tmp_path / "run" / "evaluation").touch()
     outcome = run(EVALUATE, "ckpt=run")
@@ -137,7 +137,7 @@ def test_an_evaluation_whose_folder_cannot_be_written_is_exit_code_6(run, tiny: 
     assert (tmp_path / "answers" / "test" / "predictions.csv").exists()
 
 
-def test_a_look_at_the_data(run, tiny_cifar10: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_look_at_the_data(run: Run, tiny_cifar10: Path, tmp_path: Path) -> None:
     outcome = run(LOOK, f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "augment=standard")
     assert outcome.code == 0, outcome.err
     assert [path.name for path in sorted((tmp_path / "outputs" / "look").iterdir())] == ["augmented.png", "images.png"]
@@ -154,7 +154,7 @@ def test_a_look_at_the_data(run, tiny_cifar10: Path, tmp_path: Path) -> None:  #
     assert run(LOOK, f"data.root={tmp_path / 'nowhere'}", "data.mirrors=[]").code == 3
 
 
-def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_train_evaluate_compare(run: Run, tiny: list[str], tmp_path: Path) -> None:
     trained = run(TRAIN, "model=mlp", "seed=7", *tiny)
     assert trained.code == 0, trained.err
     (folder,) = (tmp_path / "outputs" / "mlp").iterdir()
@@ -173,9 +173,7 @@ def test_train_evaluate_compare(run, tiny: list[str], tmp_path: Path) -> None:  
     assert (tmp_path / "outputs" / "leaderboard.csv").exists()
 
 
-def test_a_run_is_not_cut_short_below_what_it_has_trained(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path
-) -> None:
+def test_a_run_is_not_cut_short_below_what_it_has_trained(run: Run, tiny: list[str], tmp_path: Path) -> None:
     assert run(TRAIN, "model=mlp", *tiny, "trainer.max_epochs=2", "hydra.run.dir=run").code == 0
     (tmp_path / "run" / "metrics.json").unlink()
     outcome = run(TRAIN, "resume=run", "trainer.max_epochs=1")
@@ -197,7 +195,7 @@ def test_the_installed_script_answers_without_importing_torch(tmp_path: Path) ->
     assert mistaken.stderr == "error: unknown key 'seedd' - did you mean 'seed'?\n"
 
 
-def test_a_process_of_its_own_gives_the_same_numbers(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_process_of_its_own_gives_the_same_numbers(run: Run, tiny: list[str], tmp_path: Path) -> None:
     ended = script("litcifar-train", "model=mlp", "model.dropout=0.1", *tiny, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
@@ -208,7 +206,7 @@ def test_a_process_of_its_own_gives_the_same_numbers(run, tiny: list[str], tmp_p
 
 
 @pytest.mark.parametrize("command", [TRAIN, EVALUATE, COMPARE, LOOK, PREDICT, EXPORT, DEMO])
-def test_help_names_keys_and_examples_that_there_are(run, command: str) -> None:  # type: ignore[no-untyped-def]
+def test_help_names_keys_and_examples_that_there_are(run: Run, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
@@ -232,7 +230,7 @@ def test_help_names_keys_and_examples_that_there_are(run, command: str) -> None:
         assert f"\n{group}: " in outcome.out
 
 
-def test_the_configuration_can_be_printed(run) -> None:  # type: ignore[no-untyped-def]
+def test_the_configuration_can_be_printed(run: Run) -> None:
     for command, key in {
         TRAIN: "max_epochs: 10",
         COMPARE: "- outputs",
@@ -245,7 +243,7 @@ def test_the_configuration_can_be_printed(run) -> None:  # type: ignore[no-untyp
         assert key in outcome.out
 
 
-def test_completion_in_bash(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_completion_in_bash(run: Run, tmp_path: Path) -> None:
     installed = run(TRAIN, "-sc", "install=bash")
     assert installed.code == 0
     assert installed.out.endswith("-F hydra_bash_completion litcifar-train\n")
@@ -262,7 +260,7 @@ def test_completion_in_bash(run, tmp_path: Path) -> None:  # type: ignore[no-unt
         assert not {"torch", "lightning", "pydantic", "rich", "numpy"} & set(answer.stderr.split())
 
 
-def test_a_mistake_in_a_demo_is_one_line(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_in_a_demo_is_one_line(run: Run, tmp_path: Path) -> None:
     for mistake, answer in {
         "port=80": "'ckpt' is missing - give it: ckpt=...",
         "ckpt=nowhere port=65536": "port=65536 - input should be less than or equal to 65535",
@@ -280,7 +278,7 @@ def test_a_mistake_in_a_demo_is_one_line(run, tmp_path: Path) -> None:  # type: 
     assert not list(tmp_path.iterdir())
 
 
-def test_predict_and_export(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_predict_and_export(run: Run, tiny: list[str], tmp_path: Path) -> None:
     assert run(TRAIN, "model=mlp", "hydra.run.dir=run", *tiny).code == 0
     (tmp_path / "photos").mkdir()
     awkward = ["a(1).png", "b c.png", "it's.png", "d[1].png", "*.png", r"e\f.png"]

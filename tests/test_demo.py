@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,11 +20,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from litcifar import cli, running, training
 from litcifar import demo as demo_module
+from litcifar import training
 from litcifar.checkpoints import load
 from litcifar.config import DemoConfig, WhereConfig, check, train_config
 from litcifar.data import cifar10_archive, cifar10_files
@@ -35,6 +33,7 @@ from litcifar.keys import compose
 from litcifar.models import ImageClassifier
 from litcifar.prediction import rows_of
 from litcifar.server import MAX_UPLOAD, listen
+from tests.conftest import DEMO, run_forked
 from tests.test_prediction import BAD, GOOD, photo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -230,19 +229,10 @@ class Served:
         os.chdir(self.folder)
         (self.folder / "tmp").mkdir()
         tempfile.tempdir = str(self.folder / "tmp")
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), line_buffering=True) for n in (1, 2))
         warnings.resetwarnings()  # to Python's own
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        GlobalHydra.instance().clear()
-        running.FAILURES.clear()
-        sys.argv = ["litcifar-demo", *arguments]
-        cli.demo()
+        run_forked(DEMO, arguments, output="")
 
 
 @pytest.fixture(scope="module")

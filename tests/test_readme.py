@@ -18,7 +18,7 @@ from litcifar.config import DemoConfig, train_config
 from litcifar.data.cifar10_files import CLASSES
 from litcifar.models import Wrapped
 from litcifar.prediction import rows_of
-from tests.conftest import Outcome
+from tests.conftest import Outcome, Run
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -54,7 +54,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def done(run, command: list[str], *further: str) -> Outcome:  # type: ignore[no-untyped-def]
+def done(run: Run, command: list[str], *further: str) -> Outcome:
     """A command of the README, with the time of the one run that there is."""
     folders = {str(path.relative_to(Path.cwd())) for path in Path.cwd().glob("outputs/*/*_seed0")}
     arguments = []
@@ -86,11 +86,7 @@ def test_use() -> None:
                 training.check_trainable(training.new_model(config, checkpoints.data_of(config)), config)
 
 
-def test_make_it_yours(  # type: ignore[no-untyped-def]
-    run,
-    tiny: list[str],
-    workplace: Path,
-) -> None:
+def test_make_it_yours(run: Run, tiny: list[str], workplace: Path) -> None:
     files, commands = section("Make it yours")
     for name, text in files.items():
         (workplace / name).write_text(text)
@@ -131,12 +127,8 @@ def test_make_it_yours(  # type: ignore[no-untyped-def]
         sys.modules.pop(module, None)
 
 
-def test_use_the_model(  # type: ignore[no-untyped-def]
-    run,
-    tiny: list[str],
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_use_the_model(
+    run: Run, tiny: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", "name=quickstart", "model.widths=[4,8]", *tiny).code == 0
     files, commands = section("Use the model")

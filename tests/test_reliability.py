@@ -15,16 +15,15 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from litcifar import cli, running, training
+from litcifar import training
 from litcifar.checkpoints import read
 from litcifar.errors import DivergedError, MachineError
 from litcifar.loop.history import History
 from litcifar.models import MLP
 from litcifar.run_folder import BEST, HISTORY, LAST, METRICS, read_metrics, read_rows
 from tests import slurm
-from tests.conftest import Compose
+from tests.conftest import Compose, Run
 from tests.test_run_folder import full_disk, sha256
 from tests.test_training import same, weights
 
@@ -72,9 +71,7 @@ def test_a_run_leaves_no_trainer_behind(compose: Compose, tmp_path: Path, rate: 
     assert not [thing for thing in gc.get_objects() if type(thing) in (L.Trainer, MLP)]
 
 
-def test_a_failed_job_leaves_its_memory_to_the_next(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_job_leaves_its_memory_to_the_next(run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     train = training.train
 
@@ -84,12 +81,7 @@ def test_a_failed_job_leaves_its_memory_to_the_next(
         return train(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train", measured)
-    monkeypatch.setattr(running, "FAILURES", [])
-    monkeypatch.chdir(tmp_path)
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["litcifar-train", "-m", "optim.lr=1e36,1e-3", "trainer.max_epochs=1", *tiny])
-    with pytest.raises(SystemExit):
-        cli.train()
+    run("train", "-m", "optim.lr=1e36,1e-3", "trainer.max_epochs=1", *tiny)
     assert left == [0, 0]
 
 
@@ -153,7 +145,7 @@ def assert_flat(early: Usage, late: Usage, megabytes: float) -> None:
 
 @pytest.mark.slow
 def test_two_hundred_jobs_in_one_process_do_not_leak(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[int] = []
     usages: list[Usage] = []
@@ -167,13 +159,7 @@ def test_two_hundred_jobs_in_one_process_do_not_leak(
         return metrics
 
     monkeypatch.setattr(training, "train", measured)
-    monkeypatch.chdir(tmp_path)
-    GlobalHydra.instance().clear()
-    sweep = ["-m", "seed=range(200)", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
-    monkeypatch.setattr(sys, "argv", ["litcifar-train", *sweep, *tiny])
-    with pytest.raises(SystemExit) as end:
-        cli.train()
-    assert end.value.code == 0
+    assert run("train", "-m", "seed=range(200)", "trainer.max_epochs=1", "hydra.sweep.dir=sweep", *tiny).code == 0
     assert jobs == list(range(200))
     assert len(list(Path("sweep").glob(f"*/{METRICS}"))) == 200
     assert_flat(usages[0], usages[-1], megabytes=50)

@@ -13,16 +13,16 @@ import pytest
 from litcifar import run_folder, running
 from litcifar.errors import Interrupted
 from litcifar.models import ImageClassifier
-from tests.conftest import EVALUATE, TRAIN
+from tests.conftest import EVALUATE, TRAIN, Run
 
 
-def test_a_network_that_memory_cannot_hold_is_exit_code_6(run, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_a_network_that_memory_cannot_hold_is_exit_code_6(run: Run, tiny: list[str]) -> None:
     outcome = run(TRAIN, *tiny, "model=mlp", "model.hidden=[1000000000000]")
     assert outcome.code == 6
     assert "choose a smaller network" in outcome.err
 
 
-def test_no_gpu_is_exit_code_6(run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_no_gpu_is_exit_code_6(run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = run(TRAIN, *tiny, "trainer.accelerator=gpu")
     assert outcome.code == 6
@@ -30,7 +30,7 @@ def test_no_gpu_is_exit_code_6(run, tiny: list[str], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("place", ["hydra.run.dir=file/run", "hydra.sweep.dir=file/sweep"])
-def test_a_place_that_cannot_be_written_is_exit_code_6(run, tiny: list[str], tmp_path: Path, place: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_place_that_cannot_be_written_is_exit_code_6(run: Run, tiny: list[str], tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     outcome = run(TRAIN, *tiny, place, *(["-m"] if "sweep" in place else []))
     assert outcome.code == 6
@@ -38,8 +38,8 @@ def test_a_place_that_cannot_be_written_is_exit_code_6(run, tiny: list[str], tmp
     assert outcome.err.count("\n") == 1
 
 
-def test_a_second_process_in_a_runs_folder_is_refused(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_second_process_in_a_runs_folder_is_refused(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of the same microsecond, or one that is resumed twice at once."""
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
@@ -52,8 +52,8 @@ def test_a_second_process_in_a_runs_folder_is_refused(  # type: ignore[no-untype
     assert (tmp_path / "run" / run_folder.LOCK).is_file()  # of the first, which goes on in it
 
 
-def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
     sweep = [*tiny, "-m", "model=mlp", "seed=0,1", "hydra.sweep.dir=sweep"]
@@ -66,8 +66,8 @@ def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(  # type: i
     assert not list((tmp_path / "sweep").rglob("error.txt"))
 
 
-def test_a_job_of_another_process_in_a_parallel_sweep_is_told(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_of_another_process_in_a_parallel_sweep_is_told(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes of a launcher keep what they cannot do to themselves."""
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
@@ -80,8 +80,8 @@ def test_a_job_of_another_process_in_a_parallel_sweep_is_told(  # type: ignore[n
     assert "\ngo on     litcifar-train" in outcome.out
 
 
-def test_the_traceback_of_a_failed_job_is_told_where_it_is_asked_for(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_traceback_of_a_failed_job_is_told_where_it_is_asked_for(
+    run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(model: Any, *arguments: Any) -> Any:
         raise LookupError("no such thing")
@@ -92,8 +92,8 @@ def test_the_traceback_of_a_failed_job_is_told_where_it_is_asked_for(  # type: i
     assert run(TRAIN, *sweep, "hydra.sweep.dir=b", full_error=True).err.count("in broken") == 2
 
 
-def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path
+def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(
+    run: Run, tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "sweep" / "leaderboard.csv").mkdir(parents=True)
     outcome = run(TRAIN, *tiny, "-m", "model=mlp", "optim.lr=1e-3,1e30", "hydra.sweep.dir=sweep")
@@ -103,21 +103,21 @@ def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(  # type
     assert "cannot write 'sweep/leaderboard.csv'" in outcome.err
 
 
-def test_a_sweep_without_jobs_is_refused(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_sweep_without_jobs_is_refused(run: Run) -> None:
     outcome = run(TRAIN, "-m", "seed=range(3,3)")
     assert outcome.code == 2
     assert outcome.err == "error: the sweep has no jobs - give each key at least one value\n"
 
 
-def test_missing_data_is_exit_code_3_and_says_what_to_do(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_missing_data_is_exit_code_3_and_says_what_to_do(run: Run, tmp_path: Path) -> None:
     outcome = run(TRAIN, "data.root=nowhere", "data.mirrors=[]")
     assert outcome.code == 3
     assert "data=shapes" in outcome.err.splitlines()[-1]
     assert not list(tmp_path.glob("outputs/*"))
 
 
-def test_a_run_that_did_not_begin_leaves_a_folder_that_cannot_be_removed(  # type: ignore[no-untyped-def]
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_did_not_begin_leaves_a_folder_that_cannot_be_removed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(folder: Path) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
@@ -133,7 +133,7 @@ def test_a_run_that_did_not_begin_leaves_a_folder_that_cannot_be_removed(  # typ
     assert not list((tmp_path / "here" / "volume").iterdir())
 
 
-def test_a_sweep_goes_on_after_a_failure_and_lists_it(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_sweep_goes_on_after_a_failure_and_lists_it(run: Run, tiny: list[str], tmp_path: Path) -> None:
     sweep = ["-m", "model=mlp", "model.hidden=[8]", "optim.lr=1e-3,1e36,1e-2", "hydra.sweep.dir=sweep", *tiny]
     outcome = run(TRAIN, *sweep)
     assert outcome.code == 1
@@ -152,8 +152,8 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(run, tiny: list[str], tmp_
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_a_signal_in_an_evaluation_ends_it_in_order(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, swallowed: bool
+def test_a_signal_in_an_evaluation_ends_it_in_order(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, swallowed: bool
 ) -> None:
     run(TRAIN, "model=mlp", *tiny, "hydra.run.dir=run")
     evaluated = ImageClassifier._evaluate
@@ -171,8 +171,8 @@ def test_a_signal_in_an_evaluation_ends_it_in_order(  # type: ignore[no-untyped-
     assert outcome.err == f"error: stopped by {signal.Signals(number).name} - run the command again\n"
 
 
-def test_a_signal_in_the_test_leaves_a_run_that_goes_on(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_in_the_test_leaves_a_run_that_goes_on(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassifier, "test_step", lambda *_: signal.raise_signal(signal.SIGTERM))

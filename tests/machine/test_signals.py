@@ -5,7 +5,6 @@ A run here is a process forked from this one, which has imported everything; it 
 
 import contextlib
 import functools
-import io
 import os
 import pickle
 import random
@@ -23,9 +22,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
-from litcifar import cli, run_folder, running
+from litcifar import run_folder, running
 from litcifar.data import CIFAR10DataModule, cifar10_archive
 from litcifar.data.cifar10_archive import fetch
 from litcifar.data.cifar10_files import FOLDER
@@ -33,6 +31,7 @@ from litcifar.errors import Interrupted
 from litcifar.machine import signals
 from litcifar.models import ImageClassifier
 from litcifar.run_folder import LAST
+from tests.conftest import TRAIN, run_forked
 from tests.data.test_cifar10_archive import ARCHIVE, BYTES, PROBE_BYTES, Server
 from tests.data.test_cifar10_archive import server as server
 from tests.test_training import result, same
@@ -76,19 +75,10 @@ class Run:
     def _main(self, arguments: tuple[str, ...]) -> None:
         os.setsid()
         os.chdir(self.folder.parent)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{self.folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), line_buffering=True) for n in (1, 2))
-        signal.signal(TERM, signal.SIG_DFL)
-        signal.signal(INT, signal.default_int_handler)
         log = os.open(self.log, os.O_WRONLY | os.O_APPEND)
         for name, (owner, attribute) in STEPS.items():
             setattr(owner, attribute, self._told(log, name, getattr(owner, attribute)))
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        GlobalHydra.instance().clear()
-        running.FAILURES.clear()
-        sys.argv = ["litcifar-train", *arguments]
-        cli.train()
+        run_forked(TRAIN, arguments, output=f"{self.folder}.")
 
     @staticmethod
     def _told(log: int, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

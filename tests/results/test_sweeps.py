@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,18 @@ from typing import Any
 import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from litcifar import checkpoints, cli, running, training
+from litcifar import checkpoints, training
 from litcifar.comparison import compare
 from litcifar.config import TrainConfig, check, plain
 from litcifar.keys import compose, conf_dir
 from litcifar.results.leaderboard import find_runs, rank
 from litcifar.results.sweeps import Answer, Question, answer, question_of
 from litcifar.run_folder import MULTIRUN
-from tests.conftest import header
+from tests.conftest import TRAIN, Run, header
 from tests.results.test_leaderboard import write_run
 
 FILES = sorted(
@@ -273,24 +271,10 @@ def test_a_users_own_sweep_has_no_question(tmp_path: Path, capsys: pytest.Captur
 # From the command line
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["litcifar-train", *arguments])
-    monkeypatch.setattr(running, "FAILURES", [])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    with pytest.raises(SystemExit) as end:
-        cli.train()
-    return int(end.value.code or 0)
-
-
-def test_a_sweep_ends_with_its_answer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_cifar10: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny = [f"data.root={tiny_cifar10}", "data.verify=false", "data.val_size=50", "trainer.max_epochs=1", "logger=none"]
+def test_a_sweep_ends_with_its_answer(run: Run, tmp_path: Path, tiny: list[str]) -> None:
     sweep = ["-m", "sweep=hidden_size", "length=short", "model.hidden=[8,8],[128,128],[0]", "seed=0,1"]
-    assert run(monkeypatch, *sweep, "hydra.sweep.dir=sweep", *tiny) == 1  # [0] is refused
-    outcome = capsys.readouterr()
+    outcome = run(TRAIN, *sweep, "hydra.sweep.dir=sweep", *tiny)
+    assert outcome.code == 1  # [0] is refused
     assert outcome.err.count("error: ") == 2
     ending = outcome.out[outcome.out.index("val acc %") :]
     assert re.search(r"^x1 +2 +\d+\.\d\d ± \d+\.\d\d +411,146 ", ending, re.MULTILINE)
@@ -304,16 +288,14 @@ def test_a_sweep_ends_with_its_answer(
     assert metrics["flops"] == 2 * (3072 * 128 + 128 * 128 + 128 * 10)
 
 
-def test_a_sweep_without_m_is_refused_with_the_way_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "sweep=pool_size") == 2
-    assert (
-        capsys.readouterr().err == "error: sweep=pool_size is several runs - write litcifar-train -m sweep=pool_size\n"
-    )
+def test_a_sweep_without_m_is_refused_with_the_way_out(run: Run, tmp_path: Path) -> None:
+    alone = run(TRAIN, "sweep=pool_size")
+    assert alone.code == 2
+    assert alone.err == "error: sweep=pool_size is several runs - write litcifar-train -m sweep=pool_size\n"
     assert not list(tmp_path.rglob("*seed*"))
-    assert run(monkeypatch, "-m", "sweep=pool_size,pool_kind") == 1
-    assert "a sweep answers one question - give each a command of its own" in capsys.readouterr().err
-    assert run(monkeypatch, "-m", "sweep=pool_sise") == 2
-    assert "did you mean 'pool_size'?" in capsys.readouterr().err
+    several = run(TRAIN, "-m", "sweep=pool_size,pool_kind")
+    assert several.code == 1
+    assert "a sweep answers one question - give each a command of its own" in several.err
+    misspelt = run(TRAIN, "-m", "sweep=pool_sise")
+    assert misspelt.code == 2
+    assert "did you mean 'pool_size'?" in misspelt.err

@@ -11,7 +11,7 @@ from litcifar import figures, training
 from litcifar.errors import UserError
 from litcifar.search import range_test
 from litcifar.search.range_test import STEPS, RangeTest, find_learning_rate, smoothed, suggested
-from tests.conftest import TRAIN, Compose
+from tests.conftest import TRAIN, Compose, Run
 from tests.test_training import MUON, same, weights
 
 
@@ -101,7 +101,7 @@ def test_any_schedule_gives_way(compose: Compose, tmp_path: Path, monkeypatch: p
         find_learning_rate(config, tmp_path)
 
 
-def test_on_the_command_line(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_on_the_command_line(run: Run, tiny: list[str], tmp_path: Path) -> None:
     outcome = run(TRAIN, "model=mlp", "tune=lr", *tiny, "optim.lr=1e-4", "hydra.run.dir=found")
     assert outcome.code == 0, outcome.err
     command = outcome.out.splitlines()[-1]

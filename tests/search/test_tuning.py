@@ -21,7 +21,7 @@ from litcifar.run_folder import read_metrics
 from litcifar.search.pruning import Pruning
 from litcifar.search.study import open_study, trials_of
 from litcifar.search.tuning import distribution
-from tests.conftest import COMPARE, TRAIN, Compose
+from tests.conftest import COMPARE, TRAIN, Compose, Run
 from tests.search.test_study import trial
 from tests.test_training import rows
 
@@ -76,11 +76,8 @@ def test_a_space_is_written_in_hydras_words(text: str, found: BaseDistribution) 
         ("data=image_folder", "'data.root' is missing - give it: data.root=..."),
     ],
 )
-def test_a_space_that_cannot_be_searched_is_refused_in_a_line(  # type: ignore[no-untyped-def]
-    run,
-    tmp_path: Path,
-    override: str,
-    answer: str,
+def test_a_space_that_cannot_be_searched_is_refused_in_a_line(
+    run: Run, tmp_path: Path, override: str, answer: str
 ) -> None:
     outcome = run(TRAIN, *SEARCH, *override.split(), "hydra.sweep.dir=sweep")
     assert outcome.code == 2
@@ -89,8 +86,8 @@ def test_a_space_that_cannot_be_searched_is_refused_in_a_line(  # type: ignore[n
     assert not list(tmp_path.rglob("study.db"))
 
 
-def test_without_optuna_that_is_said_before_anything_is_done(  # type: ignore[no-untyped-def]
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_optuna_that_is_said_before_anything_is_done(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = run(TRAIN, *SEARCH, "hydra.sweep.dir=sweep")
@@ -99,11 +96,8 @@ def test_without_optuna_that_is_said_before_anything_is_done(  # type: ignore[no
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_search_that_was_interrupted_is_the_one_that_never_was(  # type: ignore[no-untyped-def]
-    run,
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_search_that_was_interrupted_is_the_one_that_never_was(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its third trial, and killed while its fourth was drawn."""
     search = [*SEARCH, *tiny, "trainer.max_epochs=1", "data.batch_size=16", "augment=none"]
@@ -150,9 +144,7 @@ def test_a_search_that_was_interrupted_is_the_one_that_never_was(  # type: ignor
     assert (other.code, "'sweep' holds a search that differs in seed - give" in other.err) == (2, True)
 
 
-def test_the_best_of_short_trials_is_trained_for_the_experiments_epochs(  # type: ignore[no-untyped-def]
-    run, tiny: list[str]
-) -> None:
+def test_the_best_of_short_trials_is_trained_for_the_experiments_epochs(run: Run, tiny: list[str]) -> None:
     few = [argument for argument in tiny if not argument.startswith("trainer.max_epochs=")]
     few += ["trainer.limit_train_batches=1", "hydra.sweeper.n_trials=1", "model.hidden=[8]"]
     outcome = run(TRAIN, "-m", "sweep=optuna", "experiment=numpy_mlp", "length=short", *few)
@@ -163,7 +155,7 @@ def test_the_best_of_short_trials_is_trained_for_the_experiments_epochs(  # type
     assert " trainer.max_epochs=100 " in train
 
 
-def test_a_failed_trial_is_never_the_best(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_trial_is_never_the_best(run: Run, tiny: list[str], tmp_path: Path) -> None:
     """And a space of two trials has no third."""
     fixed = ["data.batch_size=16", "model.dropout=0", "augment=none", "trainer.max_epochs=1"]
     outcome = run(TRAIN, *SEARCH, *tiny, *fixed, "optim.lr=1e-3,1e36", "hydra.sweep.dir=sweep")
@@ -177,8 +169,8 @@ def test_a_failed_trial_is_never_the_best(run, tiny: list[str], tmp_path: Path) 
     assert "go on" not in outcome.out
 
 
-def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path
+def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(
+    run: Run, tiny: list[str], tmp_path: Path
 ) -> None:
     search = [*SEARCH, *tiny, "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
     outcome = run(TRAIN, *search, "data.root=nowhere", "data.mirrors=[]")
@@ -196,8 +188,8 @@ def test_missing_data_end_a_search_whose_trials_are_all_run_once_they_are_there(
     assert f" {tiny[0]} " in train
 
 
-def test_a_machine_that_lacks_what_all_trials_need_ends_a_search(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_lacks_what_all_trials_need_ends_a_search(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     search = [*SEARCH, *tiny, "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
@@ -207,7 +199,7 @@ def test_a_machine_that_lacks_what_all_trials_need_ends_a_search(  # type: ignor
     assert [state for _, state, _ in drawn(tmp_path / "sweep")] == ["RUNNING"]
 
 
-def test_a_study_that_cannot_be_read_is_exit_code_6(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_study_that_cannot_be_read_is_exit_code_6(run: Run, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "study.db").write_text("no database, " * 100)
     for program, arguments in ((TRAIN, [*SEARCH, *tiny, "hydra.sweep.dir=sweep"]), (COMPARE, ["sweep"])):
@@ -218,8 +210,8 @@ def test_a_study_that_cannot_be_read_is_exit_code_6(run, tiny: list[str], tmp_pa
         assert outcome.err.count("\n") == 1
 
 
-def test_keys_that_a_users_own_network_lacks_are_not_searched(  # type: ignore[no-untyped-def]
-    run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_keys_that_a_users_own_network_lacks_are_not_searched(
+    run: Run, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_net.py").write_text(
         "from torch import nn\n"
@@ -235,7 +227,7 @@ def test_keys_that_a_users_own_network_lacks_are_not_searched(  # type: ignore[n
     assert set(values) == {"optim.lr", "data.batch_size", "augment"}
 
 
-def test_a_pruned_trial_is_told_and_no_error(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_pruned_trial_is_told_and_no_error(run: Run, tiny: list[str], tmp_path: Path) -> None:
     """After two that knew all from their first epoch on."""
     (tmp_path / "sweep").mkdir()
     sure = create_trial(value=1.0, intermediate_values=dict.fromkeys(range(3), 1.0))
@@ -299,7 +291,7 @@ def test_the_shipped_search_takes_the_keys_of_its_schema() -> None:
 
 
 @pytest.mark.slow
-def test_trials_side_by_side(run, tiny: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_trials_side_by_side(run: Run, tiny: list[str], tmp_path: Path) -> None:
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=4"]
     outcome = run(TRAIN, *SEARCH, *tiny, *side_by_side, "hydra.sweeper.startup_trials=1", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.err
