@@ -29,7 +29,7 @@ from litcifar.errors import DataError, UserError, explained, require
 from litcifar.machine import device, signals
 from litcifar.models import ImageClassifier
 from litcifar.prediction import printable, probabilities
-from litcifar.report import CSS_PIXELS, size
+from litcifar.report import css_width
 from litcifar.run_folder import BEST, FIGURES, METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -176,14 +176,7 @@ def page(model: ImageClassifier, known: Known, examples: Examples, tta: TTA) -> 
             with gr.Column(min_width=300):
                 canvas.submit(of_drawing, None, [label(), seen], trigger_mode="always_last", **options)
         with gr.Tab("About this model"):
-            pictures = [
-                {
-                    "title": TITLES.get(name, name),
-                    "base64": base64.b64encode(content).decode(),
-                    "width": round(CSS_PIXELS * size(content)[0]),
-                }
-                for name, content in known.figures.items()
-            ]
+            pictures = {TITLES.get(name, name): content for name, content in known.figures.items()}
             gr.HTML(_html("about", known=known, pictures=pictures))
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
 
@@ -207,7 +200,7 @@ def answer(model: ImageClassifier, path: Path, tta: TTA) -> tuple[dict[str, floa
 def answered(model: ImageClassifier, pixels: np.ndarray, tta: TTA, note: str) -> tuple[dict[str, float], str]:
     """What `answer` gives, for an image of the network's size, uint8 [H, W, 3]."""
     (shares,) = probabilities(model, torch.from_numpy(pixels.copy())[None], tta).tolist()
-    seen = _html("seen", base64=base64.b64encode(_png(pixels)).decode(), size=model.image_size, note=note)
+    seen = _html("seen", png=_png(pixels), size=model.image_size, note=note)
     return dict(zip(model.classes, shares, strict=True)), seen
 
 
@@ -295,4 +288,4 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _html(part: str, **values: Any) -> str:
     """A macro of demo.html; what it is given is escaped."""
-    return str(getattr(templates.template("demo.html").module, part)(**values))
+    return str(getattr(templates.template("demo.html", css_width=css_width).module, part)(**values))

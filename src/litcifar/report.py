@@ -1,6 +1,5 @@
 """A run, or an evaluation, on one page with its pictures inside: it opens offline, wherever it is sent."""
 
-import base64
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from litcifar.evaluation import Evaluation
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-CSS_PIXELS = 96 / style.DPI  # of a screen, for one of a picture: letters of the same size in all of them
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,13 @@ class Report:
         """The page. pictures: PNG files by name: curves, learning_rate, confusion_matrix, ...; any may be missing."""
         scores, images = self.evaluation.per_class(), self.evaluation.confusion().sum(1).tolist()
         rows = [(name, images[k], [of[k] for of in scores.values()]) for k, name in enumerate(self.evaluation.classes)]
-        return template("report.html").render(
+        return template("report.html", css_width=css_width).render(
             report=self,
             split=SPLITS[self.evaluation.split],
             scores=scores,
             per_class=[*rows, ("macro average", sum(images), [*self.evaluation.macro().values()])],
             config=OmegaConf.to_yaml(OmegaConf.create(dict(self.config))),
-            pictures={
-                name: {"base64": base64.b64encode(content).decode(), "width": round(CSS_PIXELS * size(content)[0])}
-                for name, content in pictures.items()
-            },
+            pictures=pictures,
         )
 
     def write(self, folder: Path, drawn: Mapping[str, Figure]) -> dict[str, bytes]:
@@ -81,6 +76,11 @@ def to_tensorboard(folder: Path, pictures: Mapping[str, bytes], step: int) -> No
         summary = Summary(value=[Summary.Value(tag=f"figures/{name}", image=image)])
         writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
     writer.close()
+
+
+def css_width(png: bytes) -> int:
+    """In a screen's pixels, 96 an inch: letters of the same size in all pictures."""
+    return round(96 / style.DPI * size(png)[0])
 
 
 def size(png: bytes) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The leaderboard as one HTML page that needs no other file and no network."""
 
-import base64
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,12 +47,12 @@ def write_page(
         title=answer.question.question if answer else "Leaderboard",
         answer=answer,
         words=words,
-        answer_chart=embedded(pictures[ANSWER]) if ANSWER in pictures else None,
+        answer_chart=pictures.get(ANSWER),
         rows=rows,
         names=names,
         notes=notes,
-        charts={title: embedded(png) for title, png in {**found, **costs}.items()},
-        curves=embedded(style.png(charts.curves(curves))) if curves else None,
+        charts=found | costs,
+        curves=style.png(charts.curves(curves)) if curves else None,
         most_curves=charts.CURVES,
         link=lambda folder: quote(Path(os.path.relpath(folder, path.parent)).as_posix()),
         has_tta=any(row.val_tta_acc is not None for row in rows),
@@ -139,11 +138,6 @@ def si(number: float | None) -> str:
         return ""
     factor, prefix = next(((factor, prefix) for factor, prefix in SI if abs(number) >= factor), (1, ""))
     return f"{number / factor:.3g} {prefix}".strip()
-
-
-def embedded(png: bytes) -> str:
-    """A PNG as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _curve(run: Run) -> dict[int, float]:
