@@ -100,7 +100,7 @@ def test_a_sweep_whose_leaderboard_cannot_be_written_tells_its_failures(
     assert outcome.code == 6
     assert outcome.err.count("error: ") == 2
     assert "1_mlp_seed0: the loss became infinite or NaN" in outcome.err
-    assert "cannot write 'sweep/leaderboard.csv'" in outcome.err
+    assert "'sweep/leaderboard.csv' cannot be written" in outcome.err
 
 
 def test_a_sweep_without_jobs_is_refused(run: Run) -> None:

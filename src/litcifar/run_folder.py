@@ -2,10 +2,11 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -113,6 +114,15 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     """What metrics.json holds; None where the run has not finished."""
     path = folder / METRICS
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_rows(csv_path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table as `write` does; None, and what a row lacks, is left empty."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(rows)
+    write(csv_path, text.getvalue().encode())
 
 
 def read_rows(csv_path: Path) -> list[dict[str, float]]:

@@ -233,7 +233,7 @@ def test_csv_holds_the_rows_unrounded(tmp_path: Path, capsys: pytest.CaptureFixt
 
     compare([tmp_path], tmp_path / "new" / "board.csv")
     assert (tmp_path / "new" / "board.csv").read_text() == (tmp_path / "leaderboard.csv").read_text()
-    with pytest.raises(MachineError, match=r"^cannot write '.*': File exists - [^\n]+$"):
+    with pytest.raises(MachineError, match=r"^'.*' cannot be written \(File exists\) - [^\n]+$"):
         compare([tmp_path], tmp_path / "a" / "metrics.json" / "board.csv")
 
 

@@ -1,7 +1,5 @@
 """The history of a run: one row an epoch, in metrics.csv, on the screen and inside the checkpoints."""
 
-import csv
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -135,11 +133,7 @@ class History(Checkpoint):
 
     def write(self) -> None:
         """Writes metrics.csv."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        run_folder.write(self.csv_path, text.getvalue().encode())
+        run_folder.write_rows(self.csv_path, COLUMNS, self.rows)
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.perf_counter()

@@ -1,7 +1,6 @@
 """The leaderboard of finished runs: seeds of one config become one row, the best mean val/acc comes first."""
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -17,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from litcifar.config import WITHOUT_EFFECT, TrainConfig, check, plain
-from litcifar.errors import CheckpointError, ConfigError, MachineError
+from litcifar.errors import CheckpointError, ConfigError
 from litcifar.keys import flat
-from litcifar.run_folder import FIGURES, FINDER, LAST, METRICS
+from litcifar.run_folder import FIGURES, FINDER, LAST, METRICS, write_rows
 
 # Two configs that differ in these alone train the same network: which random numbers are drawn, whether it was
 # interrupted, what else is measured or shown, where the files came from (`data` and `fingerprint` tell what was read).
@@ -178,49 +177,34 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
     """Write the fields of the rows, unrounded; `seeds` and `differs` are joined by spaces and None is left empty."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row) if field.name != "runs"])
-            writer.writeheader()
-            for row in rows:
-                cells = {name: getattr(row, name) for name in writer.fieldnames}
-                writer.writerow(cells | {key: " ".join(map(str, cells[key])) for key in ("seeds", "differs")})
-    except OSError as error:
-        raise MachineError(f"cannot write '{path}': {error.strerror} - give another file with csv=") from error
+    columns = [field.name for field in dataclasses.fields(Row) if field.name != "runs"]
+    cells = ({name: getattr(row, name) for name in columns} for row in rows)
+    write_rows(path, columns, (of | {key: " ".join(map(str, of[key])) for key in ("seeds", "differs")} for of in cells))
 
 
 def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
     recipe = runs[0].recipe()
-    val_acc, val_acc_sd = _mean_and_sd([run.val_acc for run in runs])
     tested = [run for run in runs if run.test_acc is not None]
-    test_acc, test_acc_sd = _mean_and_sd([run.test_acc for run in tested])
     same_tta = runs if len({run.tta for run in runs}) == 1 else []
-    val_tta_acc, val_tta_acc_sd = _mean_and_sd([run.val_tta_acc for run in same_tta])
-    test_tta_acc, test_tta_acc_sd = _mean_and_sd([run.test_tta_acc for run in same_tta])
+    averaged = {"val_acc": runs, "train_seconds": runs, "test_acc": tested}
+    averaged |= {"val_tta_acc": same_tta, "test_tta_acc": same_tta}
+    means: dict[str, Any] = {}
+    for name, of in averaged.items():
+        means[name], means[f"{name}_sd"] = _mean_and_sd([getattr(run, name) for run in of])
     return Row(
         rank=0,
         name=runs[0].name,
         differs=tuple(f"{key}={_short(recipe[key])}" for key in differing[runs[0].name] if key in recipe),
         data=runs[0].data,
         seeds=tuple(sorted(run.seed for run in runs)),
-        val_acc=val_acc,
-        val_acc_sd=val_acc_sd,
-        test_acc=test_acc,
-        test_acc_sd=test_acc_sd,
         test_runs=len(tested),
         tta=runs[0].tta if same_tta else None,
-        val_tta_acc=val_tta_acc,
-        val_tta_acc_sd=val_tta_acc_sd,
-        test_tta_acc=test_tta_acc,
-        test_tta_acc_sd=test_tta_acc_sd,
         params=runs[0].params,
         flops=runs[0].flops,
-        train_seconds=statistics.fmean(run.train_seconds for run in runs),
-        train_seconds_sd=_mean_and_sd([run.train_seconds for run in runs])[1],
         device=", ".join(sorted({run.device for run in runs})),
         best_run=max(runs, key=lambda run: _or_last(run.val_acc)).folder,
         runs=tuple(sorted(runs, key=lambda run: run.seed)),
+        **means,
     )
 
 
@@ -258,10 +242,10 @@ def untested(row: Row) -> str:
     return f" (n={row.test_runs})" if 0 < row.test_runs < len(row.seeds) else ""
 
 
-def percent(mean: float | None, sd: float | None) -> str:
+def percent(mean: float | None, sd: float | None, digits: int = 2) -> str:
     if mean is None:
         return "-"
-    return f"{mean:.2%}"[:-1] + ("" if sd is None else f" ± {100 * sd:.2f}")
+    return f"{100 * mean:.{digits}f}" + ("" if sd is None else f" ± {100 * sd:.{digits}f}")
 
 
 def duration(seconds: float) -> str:

@@ -72,8 +72,7 @@ class Value:
     @property
     def text(self) -> str:
         """`73.1 ± 0.4 %`"""
-        sd = "" if self.row.val_acc_sd is None else f" ± {100 * self.row.val_acc_sd:.1f}"
-        return f"{100 * (self.row.val_acc or 0):.1f}{sd} %"
+        return f"{percent(self.row.val_acc, self.row.val_acc_sd, digits=1)} %"
 
 
 @dataclass(frozen=True)
