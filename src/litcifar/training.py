@@ -85,15 +85,15 @@ def _train(
     """
     console = make_console()
     quiet()
-    cuda = device.uses_cuda(config)
+    kind = device.chosen(config.trainer.accelerator)
     data = checkpoints.data_of(config)
     model = new_model(config, data)
-    precision, reason = device.precision_of(config, cuda)
+    precision, reason = device.precision_of(config, kind)
     if precision == "64-true":  # Lightning would do it only after the weights of a checkpoint
         model.double()
     data.setup()
     memory.keep_freed()
-    if not cuda:
+    if kind != "cuda":
         device.ask_cuda_itself()
     _check_limits(config, data, model)
     counts = data.class_counts()
@@ -108,7 +108,7 @@ def _train(
     }
     if ranks.world_size() > 1:
         synchronise(model.net)
-    machine, rows_of_layers = device.description(device.chosen(config.trainer.accelerator)), layers(model)
+    machine, rows_of_layers = device.description(kind), layers(model)
     what = f" seed {config.seed} on {machine}; {precision} ({reason}); {short(run_dir)}"
     console.print(Text.assemble((config.name, "bold"), what))
     for split, of_class in counts.items():
@@ -117,7 +117,7 @@ def _train(
     console.print(layer_table(rows_of_layers))
 
     if config.compile:
-        device.compile_network(model, None if config.compile is True else config.compile, cuda)
+        device.compile_network(model, None if config.compile is True else config.compile, kind)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
     with loggers.opened(config, run_dir) as logger:
         trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
@@ -133,8 +133,7 @@ def _train(
         reported = "test" if config.test else "val"
         # Whether test-time augmentation helps is judged on the validation images, so these are then evaluated as well.
         splits = {reported} if config.tta == "none" else {"val", reported}
-        accelerator = config.trainer.accelerator
-        evaluations = {split: evaluate_model(best, data, split, config, precision, accelerator) for split in splits}
+        evaluations = {split: evaluate_model(best, data, split, config, precision, kind) for split in splits}
         metrics = {
             **_measured(config, history, evaluations),
             "params": sum(p.numel() for p in model.parameters()),
@@ -261,8 +260,8 @@ def _trainer(
     more_callbacks: Sequence[Callback],
 ) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
-    cuda = device.uses_cuda(config)
-    options |= {"accelerator": device.chosen(config.trainer.accelerator), "benchmark": device.autotuned(config, cuda)}
+    kind = device.chosen(config.trainer.accelerator)
+    options |= {"accelerator": kind, "benchmark": device.autotuned(config, kind)}
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
     several = ranks.world_size() > 1  # one process is one, whatever SLURM_NTASKS says
     options |= {"devices": ranks.local_world_size(), "strategy": "ddp" if several else "auto"}

@@ -65,7 +65,7 @@ class Script:
 
     def __init__(self, path: Path, overrides: list[str], folder: str) -> None:
         config = train_config(*overrides)
-        cuda = device.uses_cuda(config)
+        cuda = device.chosen(config.trainer.accelerator) == "cuda"
         data = checkpoints.data_of(config)
         data.prepare_data()
         data.setup()

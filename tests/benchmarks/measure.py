@@ -46,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
 
 def device_of(config: TrainConfig) -> torch.device:
     """CUDA where litcifar takes it, else the CPU: other accelerators are not measured."""
-    return torch.device("cuda" if device.uses_cuda(config) else "cpu")
+    return torch.device("cuda" if device.chosen(config.trainer.accelerator) == "cuda" else "cpu")
 
 
 def now(device: torch.device) -> float:

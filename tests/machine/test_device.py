@@ -68,11 +68,11 @@ def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "which", {"gcc": "gcc"}.get)
     with pytest.raises(MachineError, match=r"compile=true needs a C\+\+ compiler, .+ - install g\+\+ or leave it out"):
         training.train(compose("model=mlp", "compile=true"), tmp_path)
-    device.compile_network(MLP(), None, cuda=True)
+    device.compile_network(MLP(), None, "cuda")
     monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
-    device.compile_network(MLP(), None, cuda=False)
+    device.compile_network(MLP(), None, "cpu")
     with pytest.raises(MachineError, match=r"compile=true needs a C compiler, .+ - install gcc or leave it out"):
-        device.compile_network(MLP(), None, cuda=True)
+        device.compile_network(MLP(), None, "cuda")
 
 
 def test_another_network_is_compiled_afresh_and_the_same_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_another_network_is_compiled_afresh_and_the_same_one_is_not(monkeypatch:
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
     device._forget_others.cache_clear()
     for hidden, mode, expected in (([8], None, 1), ([8], None, 1), ([9], None, 2), ([9], "max-autotune", 3)):
-        device.compile_network(MLP(hidden=hidden), mode, cuda=False)
+        device.compile_network(MLP(hidden=hidden), mode, "cpu")
         assert len(resets) == expected
     device._forget_others.cache_clear()
 
@@ -103,12 +103,9 @@ def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: 
                 device.chosen(name)
 
 
-def test_an_apple_gpu_is_told_as_one(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.description(device.chosen("gpu")) == "Apple GPU (MPS)"
-    config = compose("trainer.accelerator=gpu", "trainer.precision=auto")
-    assert device.precision_of(config, cuda=False) == ("32-true", "the usual on MPS")
+def test_an_apple_gpu_is_told_as_one(compose: Compose) -> None:
+    assert device.description("mps") == "Apple GPU (MPS)"
+    assert device.precision_of(compose("trainer.precision=auto"), "mps") == ("32-true", "the usual on MPS")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other capabilities")
@@ -130,8 +127,7 @@ def test_a_cpu_takes_bf16_where_that_is_faster_than_float32(
     compose: Compose, monkeypatch: pytest.MonkeyPatch, cpu: dict[str, Any], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    config = compose("trainer.accelerator=cpu", "trainer.precision=auto")
-    assert device.precision_of(config, cuda=False)[0] == precision
+    assert device.precision_of(compose("trainer.precision=auto"), "cpu")[0] == precision
 
 
 def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose: Compose, tmp_path: Path) -> None:
@@ -140,20 +136,20 @@ def test_float16_is_refused_on_a_cpu_where_lightning_would_take_bfloat16(compose
 
 
 @pytest.mark.parametrize(
-    ("overrides", "cuda", "autotuned"),
+    ("overrides", "kind", "autotuned"),
     [
-        ([], False, None),
-        ([], True, True),
-        (["trainer.deterministic=true"], True, None),
-        (["trainer.deterministic=warn"], True, None),
-        (["trainer.benchmark=false"], True, False),
-        (["trainer.benchmark=true"], False, True),
+        ([], "cpu", None),
+        ([], "cuda", True),
+        (["trainer.deterministic=true"], "cuda", None),
+        (["trainer.deterministic=warn"], "cuda", None),
+        (["trainer.benchmark=false"], "cuda", False),
+        (["trainer.benchmark=true"], "cpu", True),
     ],
 )
 def test_cudnn_tries_out_its_convolutions_on_a_gpu(
-    compose: Compose, overrides: list[str], cuda: bool, autotuned: bool | None
+    compose: Compose, overrides: list[str], kind: str, autotuned: bool | None
 ) -> None:
-    assert device.autotuned(compose(*overrides), cuda) is autotuned
+    assert device.autotuned(compose(*overrides), kind) is autotuned
 
 
 @pytest.mark.parametrize(

@@ -27,29 +27,24 @@ def chosen(accelerator: str) -> str:
     return gpu
 
 
-def uses_cuda(config: TrainConfig) -> bool:
-    """Whether the run uses CUDA; MachineError as `chosen` has it."""
-    return chosen(config.trainer.accelerator) == "cuda"
-
-
-def description(accelerator: str) -> str:
+def description(kind: str) -> str:
     """The name of a `chosen` device; with several processes, of all that share the work."""
     name = f"CPU, {torch.get_num_threads()} threads"
-    if accelerator != "cpu":
-        name = torch.cuda.get_device_name() if accelerator == "cuda" else "Apple GPU (MPS)"
+    if kind != "cpu":
+        name = torch.cuda.get_device_name() if kind == "cuda" else "Apple GPU (MPS)"
     return f"{ranks.world_size()} x {name}" if ranks.world_size() > 1 else name
 
 
-def precision_of(config: TrainConfig, cuda: bool) -> tuple[str, str]:
-    """Lightning's name of the precision, and why it was chosen."""
-    if config.trainer.precision == "16-mixed" and chosen(config.trainer.accelerator) == "cpu":
+def precision_of(config: TrainConfig, kind: str) -> tuple[str, str]:
+    """Lightning's name of the precision on a `chosen` device, and why it was chosen."""
+    if config.trainer.precision == "16-mixed" and kind == "cpu":
         raise ConfigError("trainer.precision=16-mixed is for a GPU - use auto, or bf16-mixed")
     if config.trainer.precision != "auto":
         return config.trainer.precision, "as asked for"
-    if cuda:
+    if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16-mixed", "native on this GPU") if native else ("32-true", "bf16 is not native on this GPU")
-    if chosen(config.trainer.accelerator) == "mps":
+    if kind == "mps":
         return "32-true", "the usual on MPS"
     if _multiplies_bf16_faster():
         return "bf16-mixed", "native on this CPU"
@@ -77,16 +72,16 @@ def ask_cuda_itself() -> None:
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
-def autotuned(config: TrainConfig, cuda: bool) -> bool | None:
+def autotuned(config: TrainConfig, kind: str) -> bool | None:
     """Whether cuDNN tries out which of its convolutions is fastest; None leaves it as it is."""
     asked = config.trainer.benchmark
-    return True if asked is None and cuda and not config.trainer.deterministic else asked
+    return True if asked is None and kind == "cuda" and not config.trainer.deterministic else asked
 
 
 def process_count(config: TrainConfig) -> int:
     """The processes on this machine; ConfigError and MachineError where there cannot be so many."""
-    asked, gpus = config.trainer.devices, torch.cuda.device_count() if uses_cuda(config) else 0
-    nodes = config.trainer.num_nodes
+    asked, nodes = config.trainer.devices, config.trainer.num_nodes
+    gpus = torch.cuda.device_count() if chosen(config.trainer.accelerator) == "cuda" else 0
     if ranks.launched():
         count = ranks.local_world_size()
         if config.trainer.strategy != "ddp" or asked not in (count, "auto") or ranks.world_size() != count * nodes:
@@ -107,12 +102,14 @@ def process_count(config: TrainConfig) -> int:
     return count
 
 
-def compile_network(model: ImageClassifier, mode: str | None, cuda: bool) -> None:
+def compile_network(model: ImageClassifier, mode: str | None, kind: str) -> None:
     """Compiles at the first step, in place: the checkpoint's keys stay as they are. MachineError without a compiler.
 
     mode: of torch.compile; those without "no-cudagraphs" in their name, but for None, use CUDA graphs on a GPU.
     """
-    language, variable, compilers = ("C", "CC", ("gcc", "clang")) if cuda else ("C++", "CXX", ("g++", "clang++"))
+    language, variable, compilers = "C++", "CXX", ("g++", "clang++")
+    if kind == "cuda":
+        language, variable, compilers = "C", "CC", ("gcc", "clang")
     if not any(map(shutil.which, (os.environ.get(variable, compilers[0]), *compilers))):
         raise MachineError(
             f"compile={mode or 'true'} needs a {language} compiler, and there is none - install {compilers[0]} or "

@@ -99,24 +99,24 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     """
     console = make_console()
     quiet()
-    cuda = device.uses_cuda(config)
+    kind = device.chosen(config.trainer.accelerator)
     data, config, _ = prepare(config, console)
     data.setup()
     memory.keep_freed()
-    if not cuda:
+    if kind != "cuda":
         device.ask_cuda_itself()
     # Without a schedule, which would be another one than the test's.
-    groups = {kind: options.model_copy(update={"until": 1.0}) for kind, options in config.optim.groups.items()}
+    groups = {name: options.model_copy(update={"until": 1.0}) for name, options in config.optim.groups.items()}
     optim = config.optim.model_copy(update={"groups": groups})
     model = new_model(config.model_copy(update={"optim": optim, "scheduler": None}), data)
-    precision, reason = device.precision_of(config, cuda)
+    precision, reason = device.precision_of(config, kind)
     what = f" seed {config.seed}: learning-rate range test in {precision} ({reason})"
     console.print(Text.assemble((config.name, "bold"), what))
     test = RangeTest(console, config.trainer.enable_progress_bar)
     options = config.trainer.model_dump(include={"deterministic", "benchmark"})
     L.Trainer(
         **options,
-        accelerator=device.chosen(config.trainer.accelerator),
+        accelerator=kind,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         max_steps=STEPS,
