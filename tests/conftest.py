@@ -1,12 +1,15 @@
 """A tiny CIFAR-10 on disk, and configurations composed and console scripts run in this process."""
 
 import contextlib
+import functools
 import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +146,26 @@ def run_forked(command: str, arguments: Sequence[str], output: str) -> None:
     getattr(cli, command)()
 
 
+def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
+    """Has a test run in a process forked from this one, which torch's fake tensors would leave unable to be forked."""
+
+    @functools.wraps(test)
+    def forked(**fixtures: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not need
+            child = os.fork()
+        if child == 0:
+            try:
+                test(**fixtures)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, "see what it wrote"
+
+    return forked
+
+
 def bare_trainer(epochs: int = 1, **options: Any) -> L.Trainer:
     """Lightning's trainer on the CPU, without files, bars and sanity checks."""
     return L.Trainer(
@@ -162,7 +185,7 @@ def fake_gpu() -> Iterator[torch.device]:
     """A GPU that computes nothing: its tensors have a shape, a type and a place, and no values.
 
     What a GPU would have to be waited for, and an operation on tensors of two devices, are errors here. Backward and
-    fused optimizers need a real one.
+    fused optimizers need a real one. To be used `in_a_child`.
     """
     with (
         patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),

@@ -56,9 +56,15 @@ def test_the_configuration_travels_in_the_checkpoint(run: Path) -> None:
     assert config.trainer.max_epochs == 1
 
 
-def test_a_checkpoint_of_cuda_loads_on_a_cpu(run: Path) -> None:
-    """`read` maps whatever device is in the file to the CPU."""
-    tensors = read(run / "best.ckpt")["state_dict"].values()
+def test_a_checkpoint_of_a_gpu_loads_on_a_cpu(run: Path, tmp_path: Path) -> None:
+    """The device is a word in the file; torch knows none of this name."""
+    with zipfile.ZipFile(run / "best.ckpt") as stored, zipfile.ZipFile(tmp_path / "gpu.ckpt", "w") as archive:
+        for name in stored.namelist():
+            part = stored.read(name)
+            archive.writestr(name, part.replace(b"cpu", b"xyz") if name.endswith("data.pkl") else part)
+    with pytest.raises(RuntimeError, match="xyz"):
+        torch.load(tmp_path / "gpu.ckpt", weights_only=True)
+    tensors = read(tmp_path / "gpu.ckpt")["state_dict"].values()
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
 
 

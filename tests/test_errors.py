@@ -30,6 +30,18 @@ from litcifar.errors import ConfigError, DataError, MachineError, UserError, exp
             "- set trainer.deterministic=warn",
         ),
         (
+            RuntimeError("Deterministic behavior was enabled with either"),
+            ConfigError,
+            2,
+            "- set CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        ),
+        (
+            RuntimeError("CUDA error: no kernel image is available for"),
+            MachineError,
+            6,
+            "use trainer.accelerator=cpu",
+        ),
+        (
             ZeroDivisionError("division\nby zero"),
             UserError,
             1,

@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ def test_evaluate_equals_train(compose: Compose, tmp_path: Path, recipe: str) ->
     assert (val.acc, val.loss) == (metrics["val/acc"], metrics["val/loss"])
     assert (test.acc, test.loss) == (metrics["test/acc"], metrics["test/loss"])
     assert (val.tta_acc, test.tta_acc) == (metrics["val/tta_acc"], metrics["test/tta_acc"])
+
+
+def test_convolutions_are_not_tried_out_as_in_training(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `trainer.benchmark=true`; an evaluation alone has none tried out, and other algorithms may round otherwise."""
+    seen = []
+    evaluated = ImageClassifier.test_step
+
+    def test_step(self: ImageClassifier, *batch: Any) -> Any:
+        seen.append(torch.backends.cudnn.benchmark)
+        return evaluated(self, *batch)
+
+    monkeypatch.setattr(ImageClassifier, "test_step", test_step)
+    training.train(compose("model=mlp", "trainer.benchmark=true", "trainer.max_epochs=1"), tmp_path)
+    assert seen == [False]
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from litcifar import checkpoints, training
 from litcifar.data import ShapesDataModule
 from litcifar.keys import conf_dir
-from tests.conftest import Compose, fake_gpu, header, trainer_on
+from tests.conftest import Compose, fake_gpu, header, in_a_child, trainer_on
 
 GROUPS = ("data", "model", "optim", "scheduler", "augment", "trainer", "logger", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("[a-z]*.yaml"))]
@@ -80,6 +80,7 @@ def test_experiments_have_their_exact_parameter_counts(compose: Compose, name: s
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
+@in_a_child
 def test_a_gpu_is_not_waited_for_in_a_step(compose: Compose, name: str) -> None:
     config = compose(f"experiment={name}", "++optim.fused=false")
     data = checkpoints.data_of(config)

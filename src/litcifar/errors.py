@@ -72,6 +72,8 @@ REASONS: tuple[tuple[str, type[UserError], str], ...] = (  # words of a library'
     ("modulo by zero", ConfigError, "scheduler.step_size and scheduler.T_max are at least 1"),
     ("Tried to step", ConfigError, "give the scheduler total_steps: total_steps"),
     ("does not have a deterministic implementation", ConfigError, "set trainer.deterministic=warn"),
+    ("Deterministic behavior was enabled", ConfigError, "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the command"),
+    ("no kernel image", MachineError, "this GPU is not one of this torch's: use trainer.accelerator=cpu"),
     ("without overflow", ConfigError, "a number is too large for float32: lower it"),
 )
 

@@ -154,6 +154,7 @@ def evaluate_model(
         limit_val_batches=config.trainer.limit_val_batches,
         limit_test_batches=config.trainer.limit_test_batches,
         deterministic=config.trainer.deterministic,
+        benchmark=False,  # as training may have left it on for its process, and other convolutions round otherwise
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,6 +1,7 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
 import copy
+import gc
 import platform
 import time
 from collections.abc import Sequence
@@ -91,10 +92,9 @@ def _train(
     precision, reason = device.precision_of(config, kind)
     if precision == "64-true":  # Lightning would do it only after the weights of a checkpoint
         model.double()
+    gc.collect()  # of the jobs before it in this process: an image set, weights, on the GPU too
     data.setup()
     memory.keep_freed()
-    if kind != "cuda":
-        device.ask_cuda_itself()
     _check_limits(config, data, model)
     counts = data.class_counts()
     model.provenance = {

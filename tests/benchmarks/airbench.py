@@ -10,7 +10,8 @@ litcifar does the same with the override compile=max-autotune.
 
 seconds: of all training batches; the script's own count has its whitening too, some thousandths of it. Accuracies are
 of the test set, plain and with six views: the script's of its last epoch, litcifar's of its best on validation.
-Round i has seed i in litcifar; the script goes on with its process's random numbers.
+Round i has seed i in litcifar, and a new network, whose CUDA graphs are recorded in its first epoch; the script goes on
+with its process's random numbers, and with its graphs.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from litcifar.data.augment import Augment, _rotate
-from tests.conftest import fake_gpu
+from tests.conftest import fake_gpu, in_a_child
 
 EVERYTHING: dict[str, Any] = {
     "flip": "random",
@@ -80,6 +80,7 @@ def test_draws_depend_on_seed_epoch_and_step_alone(options: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("options", [EVERYTHING, *ONE_OPTION, {"flip": "alternating"}, {"resolution": {8: 1.0}}])
+@in_a_child
 def test_a_gpu_augments_its_own_images_and_is_not_waited_for(options: dict[str, Any]) -> None:
     with fake_gpu() as gpu:
         images_BHWC, labels_B = (whole.to(gpu) for whole in batch(4))

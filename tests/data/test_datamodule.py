@@ -15,7 +15,7 @@ from litcifar.data import CIFAR10DataModule, cifar10_files
 from litcifar.data.augment import Augment
 from litcifar.data.datamodule import Arrays, ImageDataModule
 from litcifar.errors import ConfigError, DataError
-from tests.conftest import bare_trainer, fake_gpu, trainer_on
+from tests.conftest import bare_trainer, fake_gpu, in_a_child, trainer_on
 from tests.data.conftest import TEST, TRAIN, VAL, Make, Recorder, epochs, fitted, labels_of, places, same
 
 # Lightning compares the workers with the processors, but the images are in memory.
@@ -288,6 +288,7 @@ def test_loader_is_in_a_fixed_order_and_not_augmented(make: Make, files: Arrays)
 
 
 @pytest.mark.parametrize(("workers", "share", "there"), [(0, 0.25, True), (0, 0.26, False), (2, 0.25, False)])
+@in_a_child
 def test_a_set_lies_on_the_gpu_where_it_fits_and_no_worker_fetches_it(
     make: Make, workers: int, share: float, there: bool
 ) -> None:

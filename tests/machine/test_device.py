@@ -13,7 +13,7 @@ from litcifar import training
 from litcifar.errors import ConfigError, MachineError
 from litcifar.machine import device
 from litcifar.models import MLP
-from tests.conftest import Compose
+from tests.conftest import Compose, in_a_child
 from tests.test_training import CNN, weights
 
 
@@ -75,6 +75,27 @@ def test_compiling_needs_a_compiler(compose: Compose, tmp_path: Path, monkeypatc
         device.compile_network(MLP(), None, "cuda")
 
 
+@in_a_child
+def test_each_batch_size_of_a_sweep_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        compiled.extend(len(tensor) for tensor in inputs if tensor.ndim == 4)
+        return graph.forward
+
+    compile_of_torch = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, *, dynamic, mode: compile_of_torch(f, dynamic=dynamic, backend=backend)
+    )
+    monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
+    sizes = list(range(2, 14))
+    for size in sizes:
+        model = MLP(hidden=[8], image_size=4)
+        device.compile_network(model, None, "cpu")
+        model(torch.zeros(size, 4, 4, 3, dtype=torch.uint8))
+    assert compiled == sizes
+
+
 def test_another_network_is_compiled_afresh_and_the_same_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     resets: list[None] = []
     monkeypatch.setattr(shutil, "which", {"g++": "g++"}.get)
@@ -101,6 +122,13 @@ def test_the_device_is_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch: 
         for name in missing:
             with pytest.raises(MachineError, match=f"accelerator={name}: none was found - use auto"):
                 device.chosen(name)
+
+
+def test_cuda_itself_is_asked_whether_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: 1)  # one whose driver is too old
+    assert torch.cuda.is_available()
+    assert device.chosen("auto") == "cpu"
 
 
 def test_an_apple_gpu_is_told_as_one(compose: Compose) -> None:

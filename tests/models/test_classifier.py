@@ -211,7 +211,7 @@ def test_evaluation_gives_float32_logits_under_autocast(images: Tensor, labels: 
         assert model.test_step((images, labels), 0).dtype == torch.float32
 
 
-# --- Optimizer and scheduler
+# --- The optimizer's steps
 
 
 @pytest.mark.parametrize("ending", [{"head"}, set(get_args(ParameterKind))], ids=["one", "all"])
@@ -253,6 +253,20 @@ def test_gradients_of_float16_are_clipped_once_they_are_no_longer_scaled(images:
     fit(model, images, labels, plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024))])
     change = (parameters_to_vector(model.parameters()) - before).norm()
     assert 0.01 < change < 0.0301  # of three steps; 0.01 / 1024 each if what is clipped were still scaled
+
+
+def test_a_fused_optimizer_unscales_gradients_of_float16_without_asking_for_their_values(
+    images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(GradScaler, "_maybe_opt_step")  # which asks whether all are finite
+    changes: list[Tensor] = []
+    plain: dict[str, Any] = {}
+    for options in (plain, {"plugins": [MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024))]}):
+        model = mlp(optim={"_target_": "torch.optim.SGD", "lr": 0.1})
+        before = parameters_to_vector(model.parameters()).detach().clone()
+        fit(model, images, labels, **options)
+        changes.append(parameters_to_vector(model.parameters()) - before)
+    torch.testing.assert_close(*changes, rtol=0.01, atol=1e-4)
 
 
 # --- Lightning's hooks around backward and the optimizer

@@ -94,7 +94,8 @@ class History(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopwatch.stop()
-        if trainer.is_last_batch and pl_module.device.type == "cuda":
+        is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if is_last and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         groups = trainer.optimizers[0].param_groups
         self._epoch["lr"] = next((group for group in groups if "until" not in group), groups[0])["lr"]

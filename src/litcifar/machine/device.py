@@ -19,6 +19,7 @@ def chosen(accelerator: str) -> str:
 
     MachineError where the machine lacks the one that is asked for.
     """
+    ask_cuda_itself()
     gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if accelerator in ("auto", "cpu"):
         return "cuda" if accelerator == "auto" and gpu == "cuda" else "cpu"
@@ -63,11 +64,11 @@ def _multiplies_bf16_faster() -> bool:
 
 
 def ask_cuda_itself() -> None:
-    """Has torch ask CUDA's own library whether there is a GPU, and not NVML; for a run on the CPU, and its process.
+    """Has torch ask CUDA's own library whether there is a GPU, and not NVML, in this process from now on.
 
-    Importing Lightning makes it NVML, so that processes may be forked before CUDA is used. Most of torch's optimizers,
-    though not SGD, ask in each step, and without NVIDIA's driver look for NVML's file each time: a quarter of a small
-    network's step.
+    Importing Lightning makes it NVML, which knows of GPUs whose driver is too old for this CUDA. Most of torch's
+    optimizers, though not SGD, ask in each step, and without NVIDIA's driver look for NVML's file each time: a quarter
+    of a small network's step.
     """
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
@@ -115,6 +116,9 @@ def compile_network(model: ImageClassifier, mode: str | None, kind: str) -> None
             f"compile={mode or 'true'} needs a {language} compiler, and there is none - install {compilers[0]} or "
             "leave it out"
         )
+    # Each shape is compiled: of whole and last batches, of the image sizes of a run, of the batch sizes of a sweep.
+    # Beyond the limit, torch's is 8, all that follows would not be, with a line in a log.
+    torch._dynamo.config.recompile_limit = 256
     _forget_others(repr(model.net), mode)
     model.net.compile(dynamic=False, mode=mode)
 

@@ -300,6 +300,9 @@ class ImageClassifier(L.LightningModule):
         total_steps: the number of the scheduler's steps in the whole run.
         """
         optimizer = build_optimizer(self.optim, self.scheduler, self.parameters(), self.parameter_kinds())
+        if self.gradient_clip_val is not None:
+            # A fused optimizer would unscale the gradients of float16 itself, after they have been clipped.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.scheduler is None:
             return optimizer
         return [optimizer], [build_scheduler(self.scheduler, optimizer, total_steps)]

@@ -39,10 +39,7 @@ def build_optimizer(
         for kind, of_kind in members.items()
         if of_kind
     ]
-    optimizer = build(spec, Optimizer, groups)
-    # Else Lightning does not clip gradients for a fused optimizer, which would unscale those of float16 itself.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    return optimizer
+    return build(spec, Optimizer, groups)
 
 
 def _group(

@@ -103,8 +103,6 @@ def find_learning_rate(config: TrainConfig, run_dir: Path) -> float:
     data, config, _ = prepare(config, console)
     data.setup()
     memory.keep_freed()
-    if kind != "cuda":
-        device.ask_cuda_itself()
     # Without a schedule, which would be another one than the test's.
     groups = {name: options.model_copy(update={"until": 1.0}) for name, options in config.optim.groups.items()}
     optim = config.optim.model_copy(update={"groups": groups})
