@@ -255,7 +255,7 @@ def test_another_sets_files_can_be_read_and_run_no_code(tmp_path: Path, form: Ca
     assert read_back["fine_labels"] == [3, 99]
     np.testing.assert_array_equal(read_back["data"], content["data"])
     (tmp_path / "code").write_bytes(pickle.dumps({"data": os.getcwd}))
-    for name, reason in (("code", "would run code"), ("absent", "cannot be read")):
+    for name, reason in (("code", "would run code"), ("absent", "is not there")):
         with pytest.raises(DataError, match=reason):
             unpickle(tmp_path / name)
     (tmp_path / "train").write_bytes(form(content)[:-20])

@@ -80,6 +80,13 @@ def test_a_name_that_no_checkpoint_could_hold_is_refused(name: str) -> None:
         Named(name, ["a", "b"]).setup()
 
 
+def test_a_set_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Named("own", ["a", "b"])
+    del data.name
+    with pytest.raises(DataError, match=r"^Named\.name='None' - use letters"):
+        data.setup()
+
+
 def test_two_classes_of_one_name_are_refused() -> None:
     with pytest.raises(DataError, match="'own' has two classes 'crane' - give each a name of its own"):
         Named("own", ["crane", "ox", "crane"]).setup()

@@ -178,6 +178,8 @@ def unpickle(path: Path) -> Any:
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there - put it there, or correct data.root") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}) - change its permissions, or delete it") from error
 

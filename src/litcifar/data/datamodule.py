@@ -231,8 +231,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def _check_names(self) -> None:
         """Refuses names of a user's own set that a checkpoint could not hold, or that would drop a class's images."""
-        if not re.fullmatch(WORD, self.name):
-            raise DataError(f"{type(self).__name__}.name='{self.name}' - use letters, digits, _ and . + -")
+        name = getattr(self, "name", None)
+        if not (isinstance(name, str) and re.fullmatch(WORD, name)):
+            raise DataError(f"{type(self).__name__}.name='{name}' - use letters, digits, _ and . + -")
         names = list(self.class_names)
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise DataError(f"'{self.name}' has two classes '{twice}' - give each a name of its own")
