@@ -2,15 +2,18 @@
 
 import contextlib
 import errno
+import gc
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from litcifar import run_folder, running
+from litcifar.data import CIFAR10DataModule
 from litcifar.errors import Interrupted
 from litcifar.models import ImageClassifier
 from tests.conftest import EVALUATE, TRAIN, Run
@@ -50,6 +53,25 @@ def test_a_second_process_in_a_runs_folder_is_refused(
     assert "another process trains in" in outcome.err
     assert not list(tmp_path.rglob("*.ckpt"))
     assert (tmp_path / "run" / run_folder.LOCK).is_file()  # of the first, which goes on in it
+
+
+def test_a_sweeps_job_holds_no_images_of_the_one_before_it(
+    run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, alive, others = CIFAR10DataModule.setup, weakref.WeakSet[CIFAR10DataModule](), []
+
+    def setup(data: CIFAR10DataModule, stage: str | None = None) -> None:
+        others.append(len(alive - {data}))
+        alive.add(data)
+        read(data, stage)
+
+    monkeypatch.setattr(CIFAR10DataModule, "setup", setup)
+    gc.disable()  # which happens when it will
+    try:
+        assert run(TRAIN, *tiny, "-m", "model=mlp", "seed=0,1").code == 0
+    finally:
+        gc.enable()
+    assert set(others) == {0}
 
 
 def test_a_job_that_another_process_is_at_is_not_told_to_have_failed(

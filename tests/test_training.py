@@ -1,12 +1,10 @@
 """Training: what a run leaves behind, and that a resumed run is the one that was never stopped."""
 
 import csv
-import gc
 import io
 import json
 import os
 import signal
-import weakref
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from rich.console import Console
 
 from litcifar import training
 from litcifar.config import TrainConfig, plain
-from litcifar.data import CIFAR10DataModule, ShapesDataModule
+from litcifar.data import ShapesDataModule
 from litcifar.data.turns import Turns
 from litcifar.errors import ConfigError, DataError, DivergedError, Interrupted
 from litcifar.evaluation import evaluate
@@ -33,7 +31,8 @@ from tests.test_evaluation import config as evaluation
 
 CNN = ("model.widths=[4,8]", "model.norm=conv", "model.dropout=0.2", "augment=standard", "scheduler=triangular")
 DROPOUT = ("model=mlp", "model.hidden=[16]", "model.dropout=0.2")
-ACCUMULATED = (*DROPOUT, "trainer.accumulate_grad_batches=2", "trainer.precision=64-true")
+ACCUMULATED = (*DROPOUT, "trainer.accumulate_grad_batches=2")
+DOUBLE = (*DROPOUT, "trainer.precision=64-true")
 MLP = (*DROPOUT, "ema=0.9", "augment=standard")
 MUON = (*CNN, "optim=muon", "optim.groups.hidden.lr=0.24")
 LOOKAHEAD = (*CNN, "model.stem=whitened", "model.global_pool=max", "lookahead=4", "augment.resolution={16:0.5}")
@@ -46,6 +45,7 @@ RECIPES = {
     "cnn": CNN,
     "mlp_ema": MLP,
     "accumulated": ACCUMULATED,
+    "double": DOUBLE,
     "lookahead": LOOKAHEAD,
     "muon": MUON,
 }
@@ -416,26 +416,6 @@ def test_without_what_makes_it_so_a_resumed_run_is_another(
     stop(config, tmp_path / "stopped", 3)
     training.train(config, tmp_path / "stopped")
     assert not same(result(tmp_path / "stopped"), result(tmp_path / "whole"))
-
-
-def test_a_job_holds_no_images_of_the_one_before_it(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, alive, others = CIFAR10DataModule.setup, weakref.WeakSet[CIFAR10DataModule](), []
-
-    def setup(data: CIFAR10DataModule, stage: str | None = None) -> None:
-        others.append(len(alive - {data}))
-        alive.add(data)
-        read(data, stage)
-
-    monkeypatch.setattr(CIFAR10DataModule, "setup", setup)
-    gc.disable()  # which happens when it will
-    try:
-        for name in ("first", "second"):
-            training.train(compose("model=mlp", "trainer.max_epochs=1"), tmp_path / name)
-    finally:
-        gc.enable()
-    assert set(others) == {0}
 
 
 def test_every_image_is_trained_on_once_an_epoch_whatever_interrupts_it(

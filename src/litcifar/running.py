@@ -1,6 +1,7 @@
 """A Hydra program and its end: what went wrong in its jobs, in one line each, and the exit code."""
 
 import contextlib
+import gc
 import os
 import shlex
 import shutil
@@ -90,6 +91,7 @@ def _guarded(name: str, job: Callable[[DictConfig], float], cfg: DictConfig) -> 
     run_dir = Path(settings.runtime.output_dir)
     if multirun:
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+        gc.collect()  # what the job before it has left in cycles: its images and weights, on the GPU too
     try:
         with signals.handled(signals.raise_interrupted) as handler:
             try:

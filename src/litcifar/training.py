@@ -1,7 +1,6 @@
 """One training run, from a configuration to a folder with its checkpoints, metrics and figures."""
 
 import copy
-import gc
 import platform
 import time
 from collections.abc import Sequence
@@ -92,7 +91,6 @@ def _train(
     precision, reason = device.precision_of(config, kind)
     if precision == "64-true":  # Lightning would do it only after the weights of a checkpoint
         model.double()
-    gc.collect()  # of the jobs before it in this process: an image set, weights, on the GPU too
     data.setup()
     memory.keep_freed()
     _check_limits(config, data, model)
@@ -120,7 +118,7 @@ def _train(
         device.compile_network(model, None if config.compile is True else config.compile, kind)
     history = History(run_dir / HISTORY, console, config.trainer.enable_progress_bar)
     with loggers.opened(config, run_dir) as logger:
-        trainer = _trainer(config, run_dir, precision, history, logger, callbacks)
+        trainer = _trainer(config, run_dir, kind, precision, history, logger, callbacks)
         start = time.perf_counter()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
         if history.best is None:
@@ -254,13 +252,13 @@ class EarlyStopping(L.callbacks.EarlyStopping):
 def _trainer(
     config: TrainConfig,
     run_dir: Path,
+    kind: str,
     precision: str,
     history: History,
     logger: Logger | None,
     more_callbacks: Sequence[Callback],
 ) -> L.Trainer:
     options = config.trainer.model_dump(exclude=OPTIMIZATION)
-    kind = device.chosen(config.trainer.accelerator)
     options |= {"accelerator": kind, "benchmark": device.autotuned(config, kind)}
     options |= {"precision": precision, "enable_progress_bar": False}  # `History` has one
     several = ranks.world_size() > 1  # one process is one, whatever SLURM_NTASKS says

@@ -80,7 +80,7 @@ def test_a_name_that_no_checkpoint_could_hold_is_refused(name: str) -> None:
         Named(name, ["a", "b"]).setup()
 
 
-def test_a_set_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_without_a_name_is_refused() -> None:
     data = Named("own", ["a", "b"])
     del data.name
     with pytest.raises(DataError, match=r"^Named\.name='None' - use letters"):

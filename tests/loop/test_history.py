@@ -22,14 +22,17 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.csv") == history.rows
 
 
-@pytest.mark.parametrize(("is_last", "max_steps", "waits"), [(False, -1, 0), (True, -1, 1), (False, 3, 1)])
+@pytest.mark.parametrize(
+    ("is_last", "max_steps", "interrupted", "waits"),
+    [(False, -1, False, 0), (True, -1, False, 1), (False, 3, False, 1), (False, -1, True, 1)],
+)
 def test_a_gpu_has_ended_an_epochs_last_step_when_the_clock_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_last: bool, max_steps: int, waits: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_last: bool, max_steps: int, interrupted: bool, waits: int
 ) -> None:
     wait = Mock()
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     monkeypatch.setattr(torch.cuda, "Event", Mock())
-    model = Mock(spec=ImageClassifier, device=torch.device("cuda"), interrupted=False, accumulate_grad_batches=1)
+    model = Mock(spec=ImageClassifier, device=torch.device("cuda"), interrupted=interrupted, accumulate_grad_batches=1)
     trainer = Mock(is_last_batch=is_last, global_step=3, max_steps=max_steps)
     trainer.optimizers = [Mock(param_groups=[{"lr": 0.1}])]
     history = History(tmp_path / "metrics.csv", Console())

@@ -179,7 +179,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path} is not there - put it there, or correct data.root") from error
+        raise DataError(f"{path} is not there - put it there, or correct the path") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}) - change its permissions, or delete it") from error
 

@@ -220,9 +220,9 @@ class ImageDataModule(L.LightningDataModule):
         """The first batch of a run's first epoch, as the network sees it: augmented."""
         assert self.augment is not None
         order, epoch, first = next(iter(self._turns(None)))
-        turn = order[: self.batch_size], epoch, first
-        images_BHWC, labels_B, indices_B, *_ = TrainImages(self._sets["train"][0]).__getitems__(turn)
-        return self.augment(images_BHWC.cpu(), labels_B.cpu(), epoch, first, indices_B.cpu(), progress=0.0)
+        chosen = torch.from_numpy(order[: self.batch_size])
+        images_BHWC, labels_B = (whole.cpu() for whole in self._sets["train"][0].__getitems__(chosen))
+        return self.augment(images_BHWC, labels_B, epoch, first, chosen, progress=0.0)
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """The number of images of each class in each split."""
@@ -261,11 +261,11 @@ class ImageDataModule(L.LightningDataModule):
         return Turns(indices, self.batch_size, *counts, self._order_seed, trainer, self._place if trainer else Place())
 
     def _loader(self, images: Images, fetched: Dataset, batches: Any, num_workers: int) -> DataLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        if on_gpu and self.num_workers == 0:  # a worker, which is forked, cannot use the GPU
-            device = self.trainer.strategy.root_device  # type: ignore[union-attr]
-            if images.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-                images.move(device)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        on_gpu = device.type == "cuda"
+        # A worker, which is forked, cannot use the GPU.
+        if on_gpu and self.num_workers == 0 and images.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            images.move(device)
         return Loader(
             fetched,
             batch_sampler=batches,  # of tensors here, not of lists

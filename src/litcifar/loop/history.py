@@ -94,13 +94,13 @@ class History(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopwatch.stop()
-        is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        if is_last and pl_module.device.type == "cuda":
+        assert isinstance(pl_module, ImageClassifier)
+        cut_short = pl_module.interrupted or trainer.global_step == trainer.max_steps
+        if (cut_short or trainer.is_last_batch) and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         groups = trainer.optimizers[0].param_groups
         self._epoch["lr"] = next((group for group in groups if "until" not in group), groups[0])["lr"]
-        assert isinstance(pl_module, ImageClassifier)
-        if pl_module.interrupted or trainer.global_step == trainer.max_steps:  # the turn was cut short
+        if cut_short:
             batch = batch[: (trainer.global_step - self._step) * pl_module.accumulate_grad_batches]
         self._epoch["images"] += sum(len(labels) for _, labels in batch)
         self._epoch["seconds"] = time.perf_counter() - self._start
