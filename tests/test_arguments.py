@@ -180,6 +180,18 @@ def test_resume_goes_on_in_the_same_folder(run: Run, tiny: list[str], tmp_path: 
     assert "optim.lr=0.5 (was 0.001)" in outcome.err
 
 
+def test_a_run_in_a_folder_that_has_another_is_refused_and_changes_nothing(
+    run: Run, tiny: list[str], tmp_path: Path
+) -> None:
+    command = ["model=mlp", "hydra.run.dir='my run'", *tiny]
+    assert run(TRAIN, *command).code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "my run").rglob("*") if path.is_file()}
+    outcome = run(TRAIN, *command, "optim.lr=0.5")
+    assert outcome.code == 2
+    assert "optim.lr=0.5 (was 0.001)" in outcome.err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "my run").rglob("*") if path.is_file()}
+
+
 def overrides(count: int, seed: int) -> list[str]:
     """Overrides that somebody in a hurry might write: of the configuration's own keys, and most of them wrong."""
     rng = random.Random(seed)

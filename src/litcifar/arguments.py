@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -12,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from litcifar.errors import ConfigError
 from litcifar.keys import closest, compose, conf_dir, flat, quoted, suggestion
+from litcifar.run_folder import has_begun
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:
-    """With `resume=...`, the run goes on in the folder of its checkpoint, whose `.hydra` stays as it was.
+    """With `resume=...`, the run goes on in the folder of its checkpoint; the `.hydra` of a run stays as it was.
 
     Raises ConfigError where another folder was asked for, or a sweep.
     """
@@ -35,7 +37,8 @@ def resume_in_place(arguments: list[str]) -> list[str]:
                 f"hydra.run.dir={quoted(folder or '.')}",
                 "hydra.output_subdir=null",
             ]
-    return arguments
+    folders = [value.strip("'\"") for key, _, value in (a.partition("=") for a in arguments) if key == "hydra.run.dir"]
+    return [*arguments, "hydra.output_subdir=null"] if any(map(has_begun, map(Path, folders))) else arguments
 
 
 def options_first(arguments: list[str], name: str, bare: str | None) -> list[str]:

@@ -19,12 +19,13 @@ from litcifar.machine import ranks, signals
 from litcifar.run_folder import BEST, LAST, claimed, find_checkpoint, output_file
 from litcifar.running import SweepSummary as SweepSummary  # by this name in conf/ and in files of users
 from litcifar.running import run
-from litcifar.search import tuning
+from litcifar.search import grid, tuning
 
 
 def train() -> None:
     """litcifar-train"""
     tuning.register()
+    grid.register()
     run("train", _train, sys.argv[1:])
 
 

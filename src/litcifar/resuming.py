@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from litcifar import checkpoints
-from litcifar.config import WITHOUT_EFFECT, TrainConfig, check, plain, shapes_like
+from litcifar.config import WITHOUT_EFFECT, TrainConfig, check, may_change, plain, shapes_like
 from litcifar.errors import ConfigError
 from litcifar.keys import flat
 from litcifar.run_folder import BEST, LAST, REPORT, find_checkpoint, read_metrics
@@ -36,7 +36,7 @@ def continued(
     old, new = flat(plain(saved)), flat(plain(config))
     asked = changed if config.resume else (*new, *old)
     different = [key for key in dict.fromkeys(asked) if not (key in old and key in new and old[key] == new[key])]
-    refused = [key for key in different if not key.startswith("trainer.") and key not in ("resume", *WITHOUT_EFFECT)]
+    refused = [key for key in different if not may_change(key)]
     if refused:
         raise ConfigError(
             f"{', '.join(_difference(key, old, new) for key in refused)}: a resumed run keeps its configuration - "

@@ -20,6 +20,11 @@ LOCK = ".lock"
 LOCK_SECONDS = 10.0  # the workers of a killed run hold its lock until they notice, after five seconds
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run has left a checkpoint, or its end, in this folder."""
+    return os.path.isfile(folder / LAST) or os.path.isfile(folder / METRICS)  # False for what no file can be called
+
+
 def find_checkpoint(path: str, name: str) -> Path:
     """The checkpoint `path`, or the one called `name` in the run's folder `path`; CheckpointError if there is none."""
     if re.match(r"\w{2,}://", path):  # one letter is a drive of Windows

@@ -196,8 +196,6 @@ class SweepSummary(Callback):
             print(error)
         except Exception as error:  # of which Hydra would make a warning
             FAILURES.append(explained(error))
-        if not any(path.is_dir() for path in folder.iterdir()):
-            FAILURES.append(ConfigError("the sweep has no jobs - give each key at least one value"))
         print(f"results   {folder}")
         if FAILURES and not (folder / study.STUDY).is_file():  # a search takes a failed trial for an answer
             print(f"go on     {_again(folder)}")

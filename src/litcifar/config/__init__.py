@@ -15,7 +15,7 @@ from litcifar.config.programs import (
     SearchConfig,
     WhereConfig,
 )
-from litcifar.config.run import WITHOUT_EFFECT, TrainConfig, shapes_like, train_config
+from litcifar.config.run import WITHOUT_EFFECT, TrainConfig, may_change, shapes_like, train_config
 from litcifar.config.values import TTA, WORD, ParameterKind, Precision, Word
 from litcifar.keys import compose
 
@@ -39,6 +39,7 @@ __all__ = [
     "check",
     "class_of",
     "compose",
+    "may_change",
     "plain",
     "shapes_like",
     "train_config",

@@ -44,6 +44,11 @@ WITHOUT_EFFECT = (  # on the training: a resumed run may differ in these keys, a
 )
 
 
+def may_change(key: str) -> bool:
+    """Whether a run that goes on may have another value of this key."""
+    return key.startswith("trainer.") or key in ("resume", *WITHOUT_EFFECT)
+
+
 class DataConfig(Node):
     batch_size: Count
     eval_batch_size: Count
