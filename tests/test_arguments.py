@@ -118,6 +118,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, mistake
             ["model=mlp", "model.widths=[3]"],
             "error: unknown key 'model.widths' - choose from model._target_, model.act",
         ),
+        (
+            ["optim._target_=torch.optim.RMSprop", "optim.alpha=0.9"],
+            "error: unknown key 'optim.alpha' - choose from optim._target_, optim.groups, optim.lr, optim.weight_decay"
+            "; an argument of a class beyond these is +optim.alpha=...\n",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_write(run: Run, arguments: list[str], answer: str) -> None:

@@ -90,7 +90,9 @@ def composition_error(error: Exception, name: str) -> str:
         if closest(key, known) is None:  # then not all of them: those beside it
             parent = key.rpartition(".")[0]
             known = {k for k in known if k.rpartition(".")[0] == parent} or {k for k in known if "." not in k}
-        return f"unknown key '{key}' - {suggestion(key, known)}"
+        of_class = key.startswith(("optim.", "scheduler.", "model.", "data.")) and closest(key, known) is None
+        more = f"; an argument of a class beyond these is +{key}=..." if of_class else ""
+        return f"unknown key '{key}' - {suggestion(key, known)}{more}"
     return f"{text} - litcifar-{name} --help lists what there is"
 
 

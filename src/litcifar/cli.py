@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from litcifar.arguments import one_line
 from litcifar.errors import ConfigError
-from litcifar.keys import flat
+from litcifar.keys import OPEN, assignment, compose, flat
 from litcifar.machine import ranks, signals
 from litcifar.run_folder import BEST, LAST, claimed, find_checkpoint, output_file
 from litcifar.running import SweepSummary as SweepSummary  # by this name in conf/ and in files of users
@@ -64,6 +64,7 @@ def _train(cfg: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     asked = [override.split("=")[0].lstrip("+~") for override in _overrides(hydra_config)]
     _check_sweep(hydra_config, asked, cfg)
+    _check_beside_experiment(hydra_config, asked, cfg)
     if hydra_config.mode == RunMode.MULTIRUN and "test" not in asked:
         cfg.test = False
     from litcifar.config import TrainConfig, check
@@ -141,6 +142,30 @@ def _check_sweep(settings: Any, asked: list[str], cfg: DictConfig) -> None:
     params = (settings.sweeper.params if question else None) or {}
     if not {key.lstrip("+~") for key in params} <= {*asked, *tuning.lacking(params, cfg)}:
         raise ConfigError("a sweep answers one question - give each a command of its own")
+
+
+def _check_beside_experiment(settings: Any, asked: list[str], cfg: DictConfig) -> None:
+    """Says which of an experiment's own keys hold beside a group's choice; refuses those that the choice has not."""
+    experiment, choices = settings.runtime.choices.get("experiment"), settings.runtime.choices
+    chosen = [o for o in _overrides(settings) if (key := o.partition("=")[0]) in cfg and key in choices]
+    if not experiment or not chosen:
+        return
+    alone = flat(compose("train", *chosen))
+    values = flat(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+    for choice in chosen:
+        group = choice.partition("=")[0]
+        given = tuple(f"{key}." for key in asked if key != group)
+        own = {k: v for k, v in values.items() if k.startswith(f"{group}.") and not f"{k}.".startswith(given)}
+        foreign = [key for key in own if key not in alone and not key.startswith(OPEN)]
+        if foreign:
+            without = " ".join(f"'~{key}'" for key in foreign)
+            raise ConfigError(
+                f"{choice}: experiment={experiment} gives {', '.join(foreign)}, which that has not - leave one of the "
+                f"two out, or add {without}"
+            )
+        kept = [assignment(key, value) for key, value in own.items() if alone.get(key) != value]
+        if kept:
+            print(f"note      experiment={experiment} keeps {', '.join(kept)} beside {choice}")
 
 
 def _overrides(settings: Any) -> list[str]:

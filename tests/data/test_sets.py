@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from litcifar.data import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ShapesDataModule, cifar10_archive
+from litcifar.errors import ConfigError
 from tests.data.conftest import fitted
 
 # Lightning compares the workers with the processors, but the images are in memory.
@@ -88,6 +89,25 @@ def test_image_folders_labels_are_those_of_its_folders(tmp_path: Path, monkeypat
     for split in ("train", "val", "test"):
         ((images, labels),) = data.loader(split)
         assert torch.equal((images.float().mean((1, 2, 3)) > 127).long(), labels)
+
+
+def test_a_folder_of_validation_images_is_told_not_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_module(tmp_path, monkeypatch, val_size=10)
+    (tmp_path / "val").mkdir()
+    data.setup()
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path / 'val'} is not read - validation takes data.val_size of train's images\n"
+    )
+
+
+def test_the_last_images_of_a_set_that_comes_class_by_class_are_not_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder_module(tmp_path, monkeypatch, val_size=10, split_seed=None)
+    with pytest.raises(ConfigError, match="the last images, which are of the last classes alone - give a number"):
+        data.setup()
 
 
 def test_image_folders_images_get_the_size_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[
             if within(target, packages)
             else f"correct its name, or name its package: {trusting(target)}"
         )
+        if found is not None and not isinstance(found, type):
+            advice = "it is no class: give one of yours that calls it"
         known = ", ".join(f"{package}.*" for package in packages)
         raise ConfigError(f"_target_={target} is no {base.__name__} of {known} - {advice}")
     return found

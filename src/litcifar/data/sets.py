@@ -1,5 +1,6 @@
 """The data sets: CIFAR-10, the drawn shapes, and a user's own images in folders."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,5 +77,7 @@ class ImageFolderDataModule(ImageDataModule):
     def read(self) -> Arrays:
         names = self.class_names
         image_folder.listing(self.root, "test", names)  # what is wrong there is said before any image is decoded
+        for unread in filter(Path.is_dir, (self.root / name for name in ("val", "valid", "validation"))):
+            print(f"note: {unread} is not read - validation takes data.val_size of train's images", file=sys.stderr)
         train = image_folder.read(self.root, "train", names, self.image_size)
         return (*train, *image_folder.read(self.root, "test", names, self.image_size))
