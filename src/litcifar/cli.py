@@ -21,6 +21,13 @@ from litcifar.running import SweepSummary as SweepSummary  # by this name in con
 from litcifar.running import run
 from litcifar.search import grid, tuning
 
+RECIPE = (
+    "model",
+    "optim",
+    "scheduler",
+    "augment",
+)  # groups of which an experiment's keys are not expected beside another
+
 
 def train() -> None:
     """litcifar-train"""
@@ -147,11 +154,12 @@ def _check_sweep(settings: Any, asked: list[str], cfg: DictConfig) -> None:
 def _check_beside_experiment(settings: Any, asked: list[str], cfg: DictConfig) -> None:
     """Says which of an experiment's own keys hold beside a group's choice; refuses those that the choice has not."""
     experiment, choices = settings.runtime.choices.get("experiment"), settings.runtime.choices
-    chosen = [o for o in _overrides(settings) if (key := o.partition("=")[0]) in cfg and key in choices]
+    groups = [o for o in _overrides(settings) if o.partition("=")[0] in choices.keys() - {"experiment", "sweep"}]
+    chosen = [choice for choice in groups if choice.partition("=")[0] in RECIPE]
     if not experiment or not chosen:
         return
-    alone = flat(compose("train", *chosen))
-    values = flat(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+    alone = flat(compose("train", *groups))
+    values = flat(_container(cfg))
     for choice in chosen:
         group = choice.partition("=")[0]
         given = tuple(f"{key}." for key in asked if key != group)

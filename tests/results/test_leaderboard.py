@@ -163,6 +163,12 @@ def test_a_value_with_blanks_stays_whole(tmp_path: Path) -> None:
     assert shown in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_how_many_classes_were_chosen_is_told_beside_the_data(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", val=0.9, name="few", config={"data.classes": ["cat", "dog"]})
+    write_run(tmp_path / "b", val=0.8, name="all")
+    assert [row.data for row in compare([tmp_path])] == ["cifar10, 2 classes", "cifar10"]
+
+
 def test_what_is_drawn_and_trusted_splits_no_row(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, config={"figures": False, "trust": ["my_net"]})

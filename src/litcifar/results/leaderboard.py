@@ -77,7 +77,7 @@ class Row:
     rank: int
     name: str
     differs: tuple[str, ...]  # the keys in which rows of this name differ, as `key=value`
-    data: str
+    data: str  # the set, and how many of its classes where those were chosen
     seeds: tuple[int, ...]
     val_acc: float | None
     val_acc_sd: float | None
@@ -184,6 +184,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
 
 def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
     recipe = runs[0].recipe()
+    classes = recipe.get("data.classes")
     tested = [run for run in runs if run.test_acc is not None]
     same_tta = runs if len({run.tta for run in runs}) == 1 else []
     averaged = {"val_acc": runs, "train_seconds": runs, "test_acc": tested}
@@ -195,7 +196,7 @@ def _row(runs: list[Run], differing: dict[str, list[str]]) -> Row:
         rank=0,
         name=runs[0].name,
         differs=tuple(f"{key}={_short(recipe[key])}" for key in differing[runs[0].name] if key in recipe),
-        data=runs[0].data,
+        data=runs[0].data + (f", {len(classes)} classes" if classes else ""),
         seeds=tuple(sorted(run.seed for run in runs)),
         test_runs=len(tested),
         tta=runs[0].tta if same_tta else None,
