@@ -119,6 +119,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, mistake
             "error: unknown key 'model.widths' - choose from model._target_, model.act",
         ),
         (
+            ["model=mlp", "model.nonsense=3"],
+            "error: unknown key 'model.nonsense' - choose from model._target_, model.activation, model.batch_norm, "
+            "model.dropout, model.hidden, model.init, model.l1, model.label_smoothing, model.loss_reduction, "
+            "model.mean, model.std\n",
+        ),
+        (
+            ["model=own", "model._target_=my_net.Net", "model.depth=3"],
+            "error: unknown key 'model.depth' - choose from model._target_, model.l1, model.label_smoothing, "
+            "model.loss_reduction, model.mean, model.std; an argument of a class beyond these is +model.depth=...\n",
+        ),
+        (
+            ["experiment=simple_cnn", "model=mlp"],
+            "error: model=mlp: experiment=simple_cnn gives model.widths, model.padding, which that has not - leave one "
+            "of the two out, or add '~model.widths' '~model.padding'\n",
+        ),
+        (
+            ["experiment=speed_94", "optim=adam"],
+            "error: optim=adam: experiment=speed_94 gives optim.momentum, optim.nesterov, which that has not - leave "
+            "one of the two out, or add '~optim.momentum' '~optim.nesterov'\n",
+        ),
+        (
             ["optim._target_=torch.optim.RMSprop", "optim.alpha=0.9"],
             "error: unknown key 'optim.alpha' - choose from optim._target_, optim.groups, optim.lr, optim.weight_decay"
             "; an argument of a class beyond these is +optim.alpha=...\n",
@@ -129,6 +150,7 @@ def test_a_mistake_is_answered_with_what_to_write(run: Run, arguments: list[str]
     outcome = run(TRAIN, *arguments)
     assert outcome.code == 2
     assert outcome.err.startswith(answer)
+    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -66,27 +66,6 @@ def test_an_experiments_own_keys_are_told_beside_a_group_that_they_overrule(run:
     assert "note " not in run(TRAIN, *fast, "augment.flip=none", "data=cifar10").out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "answer"),
-    [
-        (
-            ["experiment=simple_cnn", "model=mlp"],
-            "model=mlp: experiment=simple_cnn gives model.widths, model.padding, which that has not - leave one of the "
-            "two out, or add '~model.widths' '~model.padding'",
-        ),
-        (
-            ["experiment=speed_94", "optim=adam"],
-            "optim=adam: experiment=speed_94 gives optim.momentum, optim.nesterov, which that has not - leave one of "
-            "the two out, or add '~optim.momentum' '~optim.nesterov'",
-        ),
-    ],
-)
-def test_a_group_that_has_not_what_an_experiment_gives_is_refused(run: Run, arguments: list[str], answer: str) -> None:
-    outcome = run(TRAIN, *arguments)
-    assert outcome.code == 2
-    assert outcome.err == f"error: {answer}\n"
-
-
 def test_an_optimizer_may_be_chosen_beside_an_experiment_without_what_it_has_not(run: Run, tiny: list[str]) -> None:
     command = ["experiment=quickstart", "optim=adam", "~optim.momentum", "~optim.nesterov", *tiny, "model.widths=[4]"]
     outcome = run(TRAIN, *command, "augment.resolution=null")

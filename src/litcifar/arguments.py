@@ -21,8 +21,11 @@ def resume_in_place(arguments: list[str]) -> list[str]:
 
     Raises ConfigError where another folder was asked for, or a sweep.
     """
+    kept: list[str] = []
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if key == "hydra.run.dir" and has_begun(Path(value.strip("'\""))):
+            kept = ["hydra.output_subdir=null"]
         if key == "resume" and not {"-m", "--multirun"}.isdisjoint(arguments):
             raise ConfigError(f"{argument}: a resumed run goes on in its own folder - leave out -m")
         path = os.path.expanduser(value.strip("'\""))
@@ -37,8 +40,7 @@ def resume_in_place(arguments: list[str]) -> list[str]:
                 f"hydra.run.dir={quoted(folder or '.')}",
                 "hydra.output_subdir=null",
             ]
-    folders = [value.strip("'\"") for key, _, value in (a.partition("=") for a in arguments) if key == "hydra.run.dir"]
-    return [*arguments, "hydra.output_subdir=null"] if any(map(has_begun, map(Path, folders))) else arguments
+    return [*arguments, *kept]
 
 
 def options_first(arguments: list[str], name: str, bare: str | None) -> list[str]:
@@ -87,11 +89,12 @@ def composition_error(error: Exception, name: str) -> str:
         files = {str(file.relative_to(conf_dir()).with_suffix("")) for file in conf_dir().rglob("*.yaml")}
         choices = [a for a in sys.argv[1:] if a.replace("=", "/") in files]
         known = _known(name, choices)
+        more = ""
         if closest(key, known) is None:  # then not all of them: those beside it
             parent = key.rpartition(".")[0]
             known = {k for k in known if k.rpartition(".")[0] == parent} or {k for k in known if "." not in k}
-        of_class = key.startswith(("optim.", "scheduler.", "model.", "data.")) and closest(key, known) is None
-        more = f"; an argument of a class beyond these is +{key}=..." if of_class else ""
+            if key.startswith(("optim.", "scheduler.")) or f"{key.partition('.')[0]}=own" in choices:
+                more = f"; an argument of a class beyond these is +{key}=..."
         return f"unknown key '{key}' - {suggestion(key, known)}{more}"
     return f"{text} - litcifar-{name} --help lists what there is"
 

@@ -19,20 +19,18 @@ from litcifar.machine import ranks, signals
 from litcifar.run_folder import BEST, LAST, claimed, find_checkpoint, output_file
 from litcifar.running import SweepSummary as SweepSummary  # by this name in conf/ and in files of users
 from litcifar.running import run
-from litcifar.search import grid, tuning
+from litcifar.search import tuning
+from litcifar.search.grid import GridSweeper
+from litcifar.search.tuning import OptunaSweeper
 
-RECIPE = (
-    "model",
-    "optim",
-    "scheduler",
-    "augment",
-)  # groups of which an experiment's keys are not expected beside another
+# Groups of which nobody expects an experiment's keys beside another choice, as of its data and its length.
+RECIPE = ("model", "optim", "scheduler", "augment")
 
 
 def train() -> None:
     """litcifar-train"""
-    tuning.register()
-    grid.register()
+    OptunaSweeper.register()
+    GridSweeper.register()
     run("train", _train, sys.argv[1:])
 
 

@@ -230,6 +230,32 @@ def test_a_sweep_that_varies_something_else_too_is_a_leaderboard(tmp_path: Path)
     assert answer(question, rank(find_runs([tmp_path])[0])) is None
 
 
+def test_the_overrides_of_a_job_that_was_refused_are_not_taken_for_the_runs(tmp_path: Path) -> None:
+    question = Question(name="pool_size", question="How?", axis="model.pool_size")
+    values = {}
+    for noted in ("2", "2.0", "3"):
+        folder = write_run(tmp_path / noted, 0, 0.8, {"model": {"pool_size": 2}}, "net")
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- model.pool_size={noted}\n")
+        (run,), _ = find_runs([folder])
+        values[noted] = question.value_of(run)
+    assert values == {"2": "2", "2.0": "2.0", "3": None}
+
+
+def test_a_groups_value_that_did_not_make_the_runs_configuration_is_none(tmp_path: Path) -> None:
+    """As where a refused job has left its overrides in the run's folder."""
+    question = Question(name="schedule", question="Which?", axis="scheduler")
+    config = plain(check(compose("train", "model=mlp", "scheduler=linear"), TrainConfig))
+    values = {}
+    for noted in ("linear", "cosine", "nowhere"):
+        folder = write_run(tmp_path / noted)
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- model=mlp\n- scheduler={noted}\n")
+        (run,), _ = find_runs([folder])
+        values[noted] = question.value_of(run.model_copy(update={"config": config}))
+    assert values == {"linear": "linear", "cosine": None, "nowhere": "nowhere"}
+
+
 def test_a_users_own_sweep_has_no_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a")
     assert question_of(tmp_path) is None

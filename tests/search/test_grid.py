@@ -21,33 +21,23 @@ def values(sweep: Path, key: str = "hidden", group: str = "model") -> dict[str, 
     return {name: metrics["config"][group][key] for name, metrics in runs.items() if metrics}
 
 
-def test_values_may_be_put_in_between(run: Run, tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "then", "added"),
+    [
+        (["model.hidden=[4],[8]"], ["model.hidden=[4],[16],[8],[2]"], {"2_mlp_seed0": [16], "3_mlp_seed0": [2]}),
+        (["model.hidden=[4],[8]"], ["model.hidden=[4],[8]", "seed=0,1"], {"1_mlp_seed1": [4], "3_mlp_seed1": [8]}),
+    ],
+)
+def test_values_and_seeds_may_be_put_in_between(
+    run: Run, tiny: list[str], tmp_path: Path, first: list[str], then: list[str], added: dict[str, object]
+) -> None:
     sweep = ["-m", "model=mlp", "hydra.sweep.dir=sweep", *tiny]
-    assert run(TRAIN, *sweep, "model.hidden=[4],[16]").code == 0
+    assert run(TRAIN, *sweep, *first).code == 0
     before = noted(tmp_path / "sweep")
-    outcome = run(TRAIN, *sweep, "model.hidden=[4],[8],[16],[2]")
+    outcome = run(TRAIN, *sweep, *then)
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("already finished") == 2
-    assert values(tmp_path / "sweep") == {
-        "0_mlp_seed0": [4],
-        "1_mlp_seed0": [16],
-        "2_mlp_seed0": [8],
-        "3_mlp_seed0": [2],
-    }
-    assert before.items() <= noted(tmp_path / "sweep").items()
-
-
-def test_so_may_seeds(run: Run, tiny: list[str], tmp_path: Path) -> None:
-    sweep = ["-m", "model=mlp", "model.hidden=[4],[8]", "hydra.sweep.dir=sweep", *tiny]
-    assert run(TRAIN, *sweep, "seed=0").code == 0
-    before = noted(tmp_path / "sweep")
-    assert run(TRAIN, *sweep, "seed=0,1").code == 0
-    assert values(tmp_path / "sweep") == {
-        "0_mlp_seed0": [4],
-        "1_mlp_seed0": [8],
-        "1_mlp_seed1": [4],
-        "3_mlp_seed1": [8],
-    }
+    assert values(tmp_path / "sweep") == {"0_mlp_seed0": [4], "1_mlp_seed0": [8]} | added
     assert before.items() <= noted(tmp_path / "sweep").items()
 
 

@@ -45,13 +45,12 @@ def class_of(target: str, base: type[Built], trust: Sequence[str] = ()) -> type[
             raise ConfigError(f"{target} cannot be imported ({type(error).__name__}: {text}) - correct it") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         packages = (*TRUSTED, *trust)
-        advice = (
-            "correct its name"
-            if within(target, packages)
-            else f"correct its name, or name its package: {trusting(target)}"
-        )
         if found is not None and not isinstance(found, type):
             advice = "it is no class: give one of yours that calls it"
+        elif within(target, packages):
+            advice = "correct its name"
+        else:
+            advice = f"correct its name, or name its package: {trusting(target)}"
         known = ", ".join(f"{package}.*" for package in packages)
         raise ConfigError(f"_target_={target} is no {base.__name__} of {known} - {advice}")
     return found

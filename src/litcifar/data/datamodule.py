@@ -119,14 +119,13 @@ class ImageDataModule(L.LightningDataModule):
         if held_out >= count:
             raise ConfigError(f"data.val_size={self.val_size} leaves nothing of {count} images - choose a smaller one")
         order = torch.arange(count)
-        is_sorted = train_labels[0] < train_labels[-1] and bool((np.diff(train_labels) >= 0).all())
-        if self.split_seed is None and held_out and is_sorted:
+        if self.split_seed is not None:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
+        elif held_out and train_labels[0] < train_labels[-1] and (np.diff(train_labels) >= 0).all():
             raise ConfigError(
                 "data.split_seed=null holds out the last images, which are of the last classes alone - give a number, "
                 "such as data.split_seed=42"
             )
-        if self.split_seed is not None:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
         trained = Images(torch.from_numpy(train_images), self._relabelled(train_labels))
         tested = Images(torch.from_numpy(test_images), self._relabelled(test_labels))
         splits = {

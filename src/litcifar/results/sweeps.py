@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from yaml import YAMLError
 
+from litcifar.config import TrainConfig, check, plain
+from litcifar.errors import ConfigError
+from litcifar.keys import compose, conf_dir, flat
 from litcifar.results.leaderboard import Row, Run, duration, percent
 from litcifar.results.significance import LEVEL, difference
 from litcifar.run_folder import MULTIRUN
@@ -34,10 +40,22 @@ class Question(BaseModel):
     labels: dict[str, str] = {}
 
     def value_of(self, run: Run) -> str | None:
-        """The value that the run's overrides give to the axis; None where they don't."""
+        """The value that the run's overrides give to the axis; None where they don't, or the run has another one.
+
+        In sweeps of earlier versions Hydra has noted those of refused jobs in the folders of other runs.
+        """
         content = _read(run.folder / OVERRIDES)
         pairs = [str(line).lstrip("+").partition("=") for line in content] if isinstance(content, list) else []
-        return next((value for key, _, value in reversed(pairs) if key == self.axis), None)
+        text = next((value for key, _, value in reversed(pairs) if key == self.axis), None)
+        values = flat(run.config)
+        if text is None:
+            return None
+        if (conf_dir() / self.axis).is_dir():  # a group, whose name is no value
+            return text if _may_be_of(content, run) else None
+        if self.axis not in values:
+            return text
+        asked = OverridesParser.create().parse_override(f"{self.axis}={text}").value()
+        return text if asked == values[self.axis] else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,17 @@ def answer(question: Question, rows: Iterable[Row]) -> Answer | None:
     if found.numbers:
         return Answer(question, sorted(found.values, key=lambda value: float(value.label)))
     return found  # rows come best first, and sorting keeps that where there are no labels
+
+
+def _may_be_of(overrides: Sequence[str], run: Run) -> bool:
+    """Whether they make the run's configuration, but for what may change later; True where they make none here."""
+    try:
+        config = plain(check(compose("train", *overrides), TrainConfig))
+    except (ConfigError, HydraException, OmegaConfBaseException):  # of another version, or with files of a user's own
+        return True
+    made, was = run.model_copy(update={"config": config}).recipe(), run.recipe()
+    lasting = [key for key in made.keys() & was.keys() if not key.startswith(("data.", "trainer."))]
+    return all(made[key] == was[key] for key in lasting)
 
 
 def _read(path: Path) -> Any:

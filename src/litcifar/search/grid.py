@@ -6,10 +6,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -17,17 +13,10 @@ from yaml import YAMLError
 from litcifar.errors import ConfigError
 from litcifar.keys import assignment, flat
 from litcifar.run_folder import MULTIRUN, has_begun
-
-SWEEPER = "hydra_plugins.litcifar.GridSweeper"  # Hydra takes plug-ins from this namespace alone
-
-
-def register() -> None:
-    """Has Hydra take this sweeper where it would take its own, which it calls `basic`."""
-    Plugins.instance().class_name_to_class[SWEEPER] = GridSweeper
-    ConfigStore.instance().store("basic", {"_target_": SWEEPER, "params": {}}, "hydra/sweeper", provider="litcifar")
+from litcifar.search.sweeper import OwnSweeper, checked
 
 
-class GridSweeper(Sweeper):
+class GridSweeper(OwnSweeper):
     """A job whose run lies in the sweep's folder goes on there, whatever its number is this time.
 
     So a sweep may be started again with values put in between; Hydra's own sweeper goes by the numbers alone. A new job
@@ -39,12 +28,12 @@ class GridSweeper(Sweeper):
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader = hydra_context.config_loader
-        self.master: DictConfig = config  # of the whole sweep
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+    @classmethod
+    def register(cls) -> None:
+        """Has Hydra take it where it would take its own, which it calls `basic`."""
+        super().register()
+        node = {"_target_": cls.target(), "params": {}}
+        ConfigStore.instance().store("basic", node, "hydra/sweeper", provider="litcifar")
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the jobs; what Hydra returned for each.
@@ -59,51 +48,49 @@ class GridSweeper(Sweeper):
         (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         if not jobs:
             raise ConfigError("the sweep has no jobs - give each key at least one value")
-        folder = Path(self.master.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.master, folder / MULTIRUN)
-        results = self.launcher.launch(self._placed(jobs, folder), initial_job_idx=0)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.master, self.folder / MULTIRUN)
+        results = self.launcher.launch(self._placed(jobs), initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises what has ended a job
         return results
 
-    def _placed(self, jobs: Sequence[Sequence[str]], folder: Path) -> list[list[str]]:
+    def _placed(self, jobs: Sequence[Sequence[str]]) -> list[list[str]]:
         """The jobs, each with the overrides that give it its folder."""
-        begun = sorted(filter(has_begun, folder.iterdir()), key=lambda path: (len(path.name), path.name))  # 2 before 10
+        folders = sorted(self.folder.iterdir(), key=lambda path: (len(path.name), path.name))  # 2 before 10
+        begun = [path for path in folders if has_begun(path)]
         varied = _varied(jobs)
         runs = {path: _identity(_noted(path), varied) for path in begun}
         placed = []
         for number, job in enumerate(jobs):
-            config = self.loader.load_sweep_config(self.master, [*job])
-            known = _identity(config, varied) if runs else {}
+            config = self.composed(job)
+            known = _identity(config, varied) if begun else {}
             place = next((path for path, of_run in runs.items() if of_run and of_run == known), None)
-            place = place or _free(config, folder, number, taken=runs)
+            place = place or _free(config, self.folder, number, taken=runs)
             runs[place] = {}  # which no other job is to go on with
             kept = ["hydra.output_subdir=null"] if place in begun else []  # what is noted of its first command
-            placed.append([*job, assignment("hydra.sweep.subdir", place.relative_to(folder)), *kept])
+            placed.append([*job, assignment("hydra.sweep.subdir", place.relative_to(self.folder)), *kept])
         return placed
 
 
 def _varied(jobs: Sequence[Sequence[str]]) -> set[str]:
     """The keys and groups of which not all jobs have the same value."""
-    given = {text for job in jobs for text in job}
-    return {text.lstrip("+~").partition("=")[0] for text in given if not all(text in job for job in jobs)}
+    of_some = set[str]().union(*jobs) - set(jobs[0]).intersection(*jobs)
+    return {text.lstrip("+~").partition("=")[0] for text in of_some}
 
 
-def _identity(composed: Any, varied: Collection[str]) -> dict[str, Any]:
+def _identity(composed: DictConfig, varied: Collection[str]) -> dict[str, Any]:
     """What makes a run this one: what it keeps when it goes on, and what its sweep varies; empty if that is wrong."""
-    from litcifar.config import TrainConfig, check, may_change, plain
+    from litcifar.config import may_change, plain
 
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
-        config = check(OmegaConf.to_container(own, resolve=True), TrainConfig, complete=False)  # type: ignore[arg-type]
+        values = flat(plain(checked(composed, complete=False))).items()  # an older version's may have fewer keys
     except (ConfigError, OmegaConfBaseException):  # the job will tell
         return {}
-    values = flat(plain(config)).items()
     return {k: v for k, v in values if not may_change(k) or any(f"{k}.".startswith(f"{of}.") for of in varied)}
 
 
-def _noted(run: Path) -> Any:
+def _noted(run: Path) -> DictConfig:
     """The configuration that a run began with; empty where that is not noted."""
     try:
         noted = OmegaConf.load(run / ".hydra" / "config.yaml")

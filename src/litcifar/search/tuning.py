@@ -7,43 +7,34 @@ each start of litcifar-train reads.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from litcifar.errors import ConfigError, require
 from litcifar.keys import flat
 from litcifar.run_folder import MULTIRUN, claimed
 from litcifar.search.study import keep, leave_out, open_study, overrides, trials_of
+from litcifar.search.sweeper import OwnSweeper, checked
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-SWEEPER = "hydra_plugins.litcifar.OptunaSweeper"  # Hydra takes plug-ins from this namespace alone
 TRIES = 100  # for values that no trial has had
-
-
-def register() -> None:
-    """Makes the sweeper known to Hydra, for `hydra.sweeper._target_`."""
-    Plugins.instance().class_name_to_class[SWEEPER] = OptunaSweeper
 
 
 def is_trial(settings: Any) -> bool:
     """Whether a job with these settings of Hydra's is one of a search."""
-    return settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == SWEEPER
+    return settings.mode == RunMode.MULTIRUN and settings.sweeper.get("_target_") == OptunaSweeper.target()
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(OwnSweeper):
     """Each job is a trial of a study, whose values are drawn by TPE (Bergstra et al. 2011) from what was found so far.
 
     params: the search space in Hydra's override syntax, as it may stand on the command line too, which comes first.
@@ -53,13 +44,6 @@ class OptunaSweeper(Sweeper):
     def __init__(self, params: Mapping[str, Any], **settings: Any) -> None:
         self.params = params
         self.settings = settings
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader = hydra_context.config_loader
-        self.master: DictConfig = config  # of the whole sweep
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Runs the trials that are missing, those first that were interrupted; what Hydra returned for each.
@@ -76,13 +60,12 @@ class OptunaSweeper(Sweeper):
         settings = check(self.settings, SearchConfig)
         space, fixed = self._space(arguments)
         self._check(space, fixed)
-        folder = Path(self.master.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         returns: list[Any] = []
-        with claimed(folder):
-            OmegaConf.save(self.master, folder / MULTIRUN)
-            study = open_study(folder, settings.startup_trials, settings.warmup_epochs)
-            keep(study, space, fixed, folder)
+        with claimed(self.folder):
+            OmegaConf.save(self.master, self.folder / MULTIRUN)
+            study = open_study(self.folder, settings.startup_trials, settings.warmup_epochs)
+            keep(study, space, fixed, self.folder)
             for trials in self._batches(study, settings, space):
                 jobs = [[*fixed, *overrides(trial.params, space)] for trial in trials]
                 for trial in trials:
@@ -102,7 +85,7 @@ class OptunaSweeper(Sweeper):
         """What is searched, by key, and the overrides that all trials share; of a key that is given twice, the last."""
         parser = OverridesParser.create(config_loader=self.loader)
         asked = [override for override in parser.parse_overrides([*arguments]) if not override.is_sweep_override()]
-        config = self.loader.load_sweep_config(self.master, [str(override.input_line) for override in asked])
+        config = self.composed([str(override.input_line) for override in asked])
         left_out = lacking(self.params, config)
         for key in left_out:
             print(f"not searched: {key}, which this configuration does not have")
@@ -121,16 +104,13 @@ class OptunaSweeper(Sweeper):
 
     def _check(self, space: Mapping[str, "BaseDistribution"], fixed: Sequence[str]) -> None:
         """Refuses a space with a key or a value that no run can have: each end and each choice of every key."""
-        from litcifar.config import TrainConfig, check
 
         ends = {key: _ends(of_key) for key, of_key in space.items()}
         first = {key: values[0] for key, values in ends.items()}
         tried = {tuple((first | {key: value}).items()) for key, values in ends.items() for value in values}
         for values in sorted(tried, key=str):
             job = [*fixed, *overrides(dict(values), space)]
-            composed = self.loader.load_sweep_config(self.master, job)
-            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            config = check(OmegaConf.to_container(own, resolve=True), TrainConfig)  # type: ignore[arg-type]
+            config = checked(self.composed(job))
             if config.tune:
                 raise ConfigError(f"tune={config.tune} is one short run - leave out -m")
             if config.trainer.strategy == "ddp":
