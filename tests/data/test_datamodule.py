@@ -24,20 +24,27 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 # --- What is read
 
 
+IMAGES = np.zeros((4, 32, 32, 3), np.uint8)
+
+
 @pytest.mark.parametrize(
-    ("images", "labels"),
+    ("images", "labels", "what"),
     [
-        (np.zeros((4, 32, 32, 3), np.float32), np.arange(4)),
-        (np.zeros((4, 3, 32, 32), np.uint8), np.arange(4)),
-        (np.zeros((4, 28, 28, 3), np.uint8), np.arange(4)),
-        (np.zeros((5, 32, 32, 3), np.uint8), np.arange(4)),
-        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32)),
-        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4)[:, None]),
-        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) - 1),
-        (np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) + 1),
+        (IMAGES.astype(np.float32), np.arange(4), "images float32 [4, 32, 32, 3], labels int64 [4]"),
+        (np.zeros((4, 3, 32, 32), np.uint8), np.arange(4), "images uint8 [4, 3, 32, 32], labels int64 [4]"),
+        (np.zeros((4, 28, 28, 3), np.uint8), np.arange(4), "images uint8 [4, 28, 28, 3], labels int64 [4]"),
+        (np.zeros((5, 32, 32, 3), np.uint8), np.arange(4), "images uint8 [5, 32, 32, 3], labels int64 [4]"),
+        (IMAGES, np.arange(4, dtype=np.int32), "images uint8 [4, 32, 32, 3], labels int32 [4]"),
+        (IMAGES, np.arange(4)[:, None], "images uint8 [4, 32, 32, 3], labels int64 [4, 1]"),
+        (IMAGES[:, None], np.arange(4)[:, None], "images uint8 [4, 1, 32, 32, 3], labels int64 [4, 1]"),
+        (IMAGES, np.arange(4) - 1, "labels -1 to 2"),
+        (IMAGES, np.arange(4) + 1, "labels 1 to 4"),
+        (IMAGES[:0], np.arange(0), "no images"),
     ],
 )
-def test_what_a_users_own_set_reads_is_refused_if_it_does_not_fit(images: np.ndarray, labels: np.ndarray) -> None:
+def test_what_a_users_own_set_reads_is_refused_if_it_does_not_fit(
+    images: np.ndarray, labels: np.ndarray, what: str
+) -> None:
     class Own(ImageDataModule):
         name = "own"
         class_names = ("a", "b", "c", "d")
@@ -49,10 +56,11 @@ def test_what_a_users_own_set_reads_is_refused_if_it_does_not_fit(images: np.nda
         def read(self) -> Arrays:
             return self.arrays  # type: ignore[return-value]
 
-    right = (np.zeros((4, 32, 32, 3), np.uint8)[..., ::-1], np.arange(4)[::-1])  # which torch alone would refuse
+    right = (IMAGES[..., ::-1], np.arange(4)[::-1])  # which torch alone would refuse
     Own(*right, *right).setup()
-    for arrays in ((images, labels, *right), (*right, images, labels)):
-        with pytest.raises(DataError, match=r"'own': images .+ - `read` has to give images uint8 \[N, 32, 32, 3\], "):
+    for split, arrays in (("training", (images, labels, *right)), ("test", (*right, images, labels))):
+        told = f"'own': {what} for {split} - `read` has to give images uint8 [N, 32, 32, 3], labels int64 [N] of 0 to 3"
+        with pytest.raises(DataError, match=f"^{re.escape(told)}$"):
             Own(*arrays).setup()
 
 

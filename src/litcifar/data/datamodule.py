@@ -108,8 +108,8 @@ class ImageDataModule(L.LightningDataModule):
             return
         self._check_names()
         train_images, train_labels, test_images, test_labels = map(np.ascontiguousarray, self.read())
-        self._check_arrays(train_images, train_labels)
-        self._check_arrays(test_images, test_labels)
+        self._check_arrays("training", train_images, train_labels)
+        self._check_arrays("test", test_images, test_labels)
         digest = hashlib.sha256()
         for array in (train_images, train_labels, test_images, test_labels):
             digest.update(array.data)
@@ -243,15 +243,21 @@ class ImageDataModule(L.LightningDataModule):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise DataError(f"'{self.name}' has two classes '{twice}' - give each a name of its own")
 
-    def _check_arrays(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _check_arrays(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         """Refuses what a user's own `read` got wrong, which would be noticed later, and not so plainly."""
         size, classes = self.image_size, len(self.class_names)
-        images_fit = images.dtype == np.uint8 and images.shape == (len(labels), size, size, 3)
-        labels_fit = labels.dtype == np.int64 and labels.ndim == 1 and np.all((labels >= 0) & (labels < classes))
-        if not (images_fit and labels_fit):
+        types_fit = (images.dtype, labels.dtype) == (np.uint8, np.int64)
+        problem = ""
+        if not types_fit or labels.ndim != 1 or images.shape != (len(labels), size, size, 3):
+            problem = f"images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}"
+        elif not len(labels):
+            problem = "no images"
+        elif labels.min() < 0 or labels.max() >= classes:
+            problem = f"labels {labels.min()} to {labels.max()}"
+        if problem:
             raise DataError(
-                f"'{self.name}': images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}"
-                f" - `read` has to give images uint8 [N, {size}, {size}, 3], labels int64 [N] from 0 to {classes - 1}"
+                f"'{self.name}': {problem} for {split} - `read` has to give images uint8 [N, {size}, {size}, 3], "
+                f"labels int64 [N] of 0 to {classes - 1}"
             )
 
     def _relabelled(self, labels: np.ndarray) -> Tensor:
