@@ -4,9 +4,9 @@
 
 FILE is airbench94_muon.py, legacy/airbench94.py or legacy/airbench95.py of github.com/KellerJordan/cifar10-airbench,
 a copy outside this repository. It is given litcifar's training images and the test set, and is otherwise run as it is;
-on a CPU, where it cannot, with the words of ON_A_CPU replaced. Each of the two runs in a process of its own, and there
-once untimed before it counts: the script's warm-up on random labels compiles it on a GPU, in torch's max-autotune mode.
-litcifar does the same with the override compile=max-autotune.
+on a CPU, where it cannot, with the words of ON_A_CPU replaced, in litcifar's precision. Each of the two runs in a
+process of its own, and there once untimed before it counts: the script's warm-up on random labels compiles it on a GPU,
+in torch's max-autotune mode. litcifar does the same with the override compile=max-autotune.
 
 seconds: of all training batches; the script's own count has its whitening too, some thousandths of it. Accuracies are
 of the test set, plain and with six views: the script's of its last epoch, litcifar's of its best on validation.
@@ -40,12 +40,12 @@ ON_A_CPU = {
     'torch.device("cuda")': 'torch.device("cpu")',
     "torch.device(gpu)": 'torch.device("cpu")',
     ".cuda()": "",
-    ".half()": ".bfloat16()",
-    "torch.half": "torch.bfloat16",
     "torch.cuda.Event": "Clock",
     "torch.cuda.synchronize()": "None",
     "@torch.compile": "",
 }
+IN_BF16 = {".half()": ".bfloat16()", "torch.half": "torch.bfloat16"}
+IN_FLOAT32 = {".half()": ".float()", "torch.half": "torch.float", ".bfloat16()": ".float()"}
 
 
 class Clock:
@@ -66,7 +66,7 @@ class Script:
 
     def __init__(self, path: Path, overrides: list[str], folder: str) -> None:
         config = train_config(*overrides)
-        cuda = device.chosen(config.trainer.accelerator) == "cuda"
+        cuda = measure.device_of(config).type == "cuda"
         data = checkpoints.data_of(config)
         data.prepare_data()
         data.setup()
@@ -76,8 +76,10 @@ class Script:
             content = {"images": data.images(split), "labels": data.labels(split), "classes": data.classes}
             torch.save(content, f"cifar10/{split}.pt")
         source = path.read_text()
-        for word, on_a_cpu in ON_A_CPU.items() if not cuda else ():
-            source = source.replace(word, on_a_cpu)
+        if not cuda:
+            precision, _ = device.precision_of(config, "cpu")
+            for word, on_a_cpu in (ON_A_CPU | (IN_FLOAT32 if precision == "32-true" else IN_BF16)).items():
+                source = source.replace(word, on_a_cpu)
         sys.argv[0] = str(path)  # it reads itself
         self.names: dict[str, Any] = {"__name__": "airbench", "Clock": Clock}
         exec(compile(source, path, "exec"), self.names)
