@@ -44,8 +44,6 @@ ON_A_CPU = {
     "torch.cuda.synchronize()": "None",
     "@torch.compile": "",
 }
-IN_BF16 = {".half()": ".bfloat16()", "torch.half": "torch.bfloat16"}
-IN_FLOAT32 = {".half()": ".float()", "torch.half": "torch.float", ".bfloat16()": ".float()"}
 
 
 class Clock:
@@ -78,7 +76,9 @@ class Script:
         source = path.read_text()
         if not cuda:
             precision, _ = device.precision_of(config, "cpu")
-            for word, on_a_cpu in (ON_A_CPU | (IN_FLOAT32 if precision == "32-true" else IN_BF16)).items():
+            dtype = "float" if precision == "32-true" else "bfloat16"
+            words = {".half()": f".{dtype}()", ".bfloat16()": f".{dtype}()", "torch.half": f"torch.{dtype}"}
+            for word, on_a_cpu in (ON_A_CPU | words).items():
                 source = source.replace(word, on_a_cpu)
         sys.argv[0] = str(path)  # it reads itself
         self.names: dict[str, Any] = {"__name__": "airbench", "Clock": Clock}

@@ -336,6 +336,7 @@ def test_the_installed_script_at_any_second(
         start_new_session=True,
     ) as process:  # fmt: skip
         while not _catches(process.pid, TERM):
+            assert process.poll() is None
             time.sleep(0.01)
         time.sleep(seconds)
         (os.killpg if group else os.kill)(process.pid, number)
